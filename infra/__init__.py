@@ -1,0 +1,1 @@
+"""The one home of client libraries, and of what runs the rest. Imports schemas, never a service."""

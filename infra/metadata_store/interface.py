@@ -1,0 +1,170 @@
+"""What we need of the SQL store. `sql.py` is the real adapter, `memory.py` the twin; one contract suite holds both."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
+
+from schemas.events import OutcomeEvent, ReasonCode
+from schemas.identity import ContentHash, ModelFingerprint, ObjectId, ObjectRef
+from schemas.tables import JobState, ModelState, RowState
+
+
+@dataclass(frozen=True, slots=True)
+class ImageRow:
+    """One row of `images` as seen: whatever is written next must start from this generation."""
+
+    ref: ObjectRef
+    state: RowState
+    generation: int
+    published_generation: int
+    content_hash: ContentHash | None = None
+    md5: bytes | None = None
+    etag: str | None = None
+    version: str | None = None
+    put_time_us: int | None = None
+    size: int | None = None
+    format: str | None = None
+    width: int | None = None
+    height: int | None = None
+    reason: ReasonCode | None = None
+    message: str | None = None
+    attempt: int = 1
+    owed_outcomes: tuple[OutcomeEvent, ...] = ()
+    created_at_us: int = 0
+    updated_at_us: int = 0
+
+    @property
+    def object_id(self) -> ObjectId:
+        return self.ref.object_id
+
+    @property
+    def is_published(self) -> bool:
+        return self.published_generation >= self.generation
+
+    def with_published(self) -> ImageRow:
+        return replace(self, published_generation=self.generation, owed_outcomes=())
+
+
+@dataclass(frozen=True, slots=True)
+class RowWrite:
+    """Write `row` only if the stored generation is still `seen_generation` (0: no row yet). `row.generation` is one more.
+
+    `models`: which fingerprints hold a vector of `row.content_hash` after this write; the others are forgotten.
+    """
+
+    row: ImageRow
+    seen_generation: int
+    models: frozenset[ModelFingerprint] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class ModelRow:
+    fingerprint: ModelFingerprint
+    name: str
+    collection: str
+    dimension: int
+    backend: str
+    precision: str
+    description: Mapping[str, Any]
+    state: ModelState
+    created_at_us: int
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    job_id: str
+    kind: str
+    arguments: Mapping[str, Any]
+    state: JobState
+    progress: Mapping[str, Any] = field(default_factory=dict)
+    message: str | None = None
+    owner: str | None = None
+    lease_until_us: int = 0
+    created_at_us: int = 0
+    updated_at_us: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Cursor:
+    position: int
+    clean: bool
+
+
+class MetadataStore(Protocol):
+    """Every method raises StoreUnavailable; transactions are short and retried whole on deadlock."""
+
+    # -- images ------------------------------------------------------------------------------------------------------
+    async def rows(self, ids: Collection[ObjectId]) -> dict[ObjectId, ImageRow]:
+        """The rows of these objects, in one query. Those without a row are left out."""
+
+    async def models_of(self, ids: Collection[ObjectId]) -> dict[ObjectId, dict[ModelFingerprint, ContentHash]]:
+        """Which models hold a vector of each object, and of which bytes. One query."""
+
+    async def write(self, writes: Sequence[RowWrite]) -> set[ObjectId]:
+        """One transaction, in the order of object ids. Returns the objects that another writer had moved on: not written."""
+
+    async def mark_published(self, published: Mapping[ObjectId, int]) -> None:
+        """Raise `published_generation` to the given generation (never lower it); clear owed outcomes of exactly that one."""
+
+    async def indexed_with_content(self, hashes: Collection[ContentHash]) -> dict[ContentHash, list[ObjectId]]:
+        """Objects whose row is indexed with these bytes, oldest first, at most 8 for each content. One query."""
+
+    async def list_rows(
+        self,
+        *,
+        bucket: str | None = None,
+        prefix: str = "",
+        states: Collection[RowState] | None = None,
+        after: ObjectRef | None = None,
+        limit: int = 1000,
+    ) -> list[ImageRow]:
+        """Rows in the byte order of (bucket, key), behind `after`."""
+
+    async def counts(self, *, bucket: str | None = None, prefix: str = "") -> dict[RowState, int]: ...
+
+    async def unpublished(self, limit: int = 1000) -> list[ImageRow]:
+        """Rows that still owe an outcome."""
+
+    async def purge_deleted(self, *, before_us: int, limit: int = 1000) -> int:
+        """Forget published deleted rows last updated before this time; returns how many."""
+
+    # -- models ------------------------------------------------------------------------------------------------------
+    async def models(self, states: Collection[ModelState] | None = None) -> list[ModelRow]: ...
+
+    async def add_model(self, model: ModelRow) -> ModelRow:
+        """Insert, or return what stands there under this fingerprint. A second `active` model is refused (ValueError)."""
+
+    # -- jobs --------------------------------------------------------------------------------------------------------
+    async def add_job(self, kind: str, arguments: Mapping[str, Any]) -> Job: ...
+
+    async def job(self, job_id: str) -> Job | None: ...
+
+    async def claim_job(self, kinds: Collection[str], *, owner: str, lease_seconds: float) -> Job | None:
+        """Take the oldest queued job of these kinds, or a running one whose lease has run out. One owner at a time."""
+
+    async def update_job(
+        self,
+        job_id: str,
+        *,
+        owner: str,
+        state: JobState,
+        progress: Mapping[str, Any],
+        message: str | None = None,
+        lease_seconds: float = 0.0,
+    ) -> bool:
+        """False when this owner lost the lease: stop working on it."""
+
+    async def unfinished_jobs(self, kind: str) -> list[Job]: ...
+
+    # -- cursors -----------------------------------------------------------------------------------------------------
+    async def cursor(self, name: str) -> Cursor | None: ...
+
+    async def save_cursor(self, name: str, cursor: Cursor) -> None: ...
+
+    # -- life --------------------------------------------------------------------------------------------------------
+    async def check(self) -> None:
+        """Returns when the database answers and has the schema of this version; ConfigurationError names `upgrade`."""
+
+    async def close(self) -> None: ...

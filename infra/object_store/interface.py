@@ -1,0 +1,75 @@
+"""What we need of an object store. `s3.py` is the real adapter, `memory.py` the twin; one contract suite holds both."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from typing import Protocol
+
+from schemas.identity import ObjectRef
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectStat:
+    """An object as its store describes it. `etag` is unquoted; `put_time_us` is Last-Modified, in microseconds."""
+
+    ref: ObjectRef
+    etag: str
+    put_time_us: int
+    size: int
+    version: str | None = None
+    content_type: str | None = None
+
+    @property
+    def is_directory_marker(self) -> bool:
+        return self.ref.key.endswith("/")
+
+
+@dataclass(frozen=True, slots=True)
+class StoredObject:
+    """Bytes, and the description that came with those very bytes (not from an earlier stat: it may be overwritten)."""
+
+    stat: ObjectStat
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectStream:
+    stat: ObjectStat
+    chunks: AsyncIterator[bytes]
+
+
+class ObjectStore(Protocol):
+    """Every method raises StoreUnavailable, or StoreRefused for a missing bucket and for denied access.
+
+    Each call has its own time-out; none retries: the caller decides how long to wait.
+    """
+
+    async def read(self, ref: ObjectRef, *, max_bytes: int) -> StoredObject:
+        """Raises ObjectGone, and ImageRejected(OBJECT_TOO_LARGE) before more than `max_bytes` are in memory."""
+
+    def open(self, ref: ObjectRef) -> AbstractAsyncContextManager[ObjectStream]:
+        """Stream an object's bytes. Raises ObjectGone on entering."""
+
+    async def stat(self, ref: ObjectRef) -> ObjectStat:
+        """Raises ObjectGone."""
+
+    async def put(self, ref: ObjectRef, data: bytes, content_type: str = "application/octet-stream") -> ObjectStat: ...
+
+    async def delete(self, ref: ObjectRef) -> None:
+        """Deleting what is not there is no error."""
+
+    def list_pages(self, bucket: str, *, prefix: str = "", start_after: str | None = None) -> AsyncIterator[list[ObjectStat]]:
+        """Pages of current objects, at most 1,000 each, in the store's own stable order.
+
+        SeaweedFS walks folders, so `a/b` may come before `a-b`: nothing may rely on byte order, only on `start_after`
+        continuing behind a key that an earlier page ended with.
+        """
+
+    async def check(self, bucket: str) -> None:
+        """Returns when the store answers for this bucket."""
+
+    async def ensure_bucket(self, bucket: str) -> None: ...
+
+    async def close(self) -> None: ...

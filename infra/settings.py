@@ -1,0 +1,214 @@
+"""Every setting of every service: one validated class a service, prefix IMAGE_SEARCH_, units in names.
+
+A value comes from the environment, else from the stack file that `image-search up` wrote, else from its default here.
+A secret may be given by file: IMAGE_SEARCH_X_FILE names a file that holds the value of IMAGE_SEARCH_X.
+docs/configuration.md and .env.example are generated from these classes, and a test holds them to it.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self, TypeVar
+
+from pydantic import Field, SecretStr, ValidationError, model_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from infra.errors import ConfigurationError
+
+ENV_PREFIX = "IMAGE_SEARCH_"
+DEFAULT_STATE_DIR = Path(".image-search")
+STACK_FILE_NAME = "stack.env"
+
+Port = Annotated[int, Field(ge=1, le=65535)]
+Names = Annotated[tuple[str, ...], NoDecode]
+"""A tuple that is written as one comma-separated value."""
+
+
+def _cache_dir() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "image-search"
+
+
+def _split(value: object) -> object:
+    return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+
+
+class _Settings(BaseSettings):
+    model_config = SettingsConfigDict(env_prefix=ENV_PREFIX, extra="ignore", frozen=True, validate_default=True)
+
+
+class CommonSettings(_Settings):
+    """What every service needs to know of the deployment."""
+
+    deployment: str = Field(
+        "local", pattern=r"^[a-z0-9-]{1,32}$", description="Name of this deployment; part of every event's source."
+    )
+    buckets: Names = Field(("images",), description="Buckets that are followed, comma-separated.")
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least severe log line written.")
+    log_format: Literal["json", "console"] = Field("json", description="JSON for machines, console for people.")
+    cache_dir: Path = Field(default_factory=_cache_dir, description="Downloads and converted models, kept between deployments.")
+
+    s3_endpoint: str = Field("http://127.0.0.1:9000", pattern=r"^https?://[^/]+$", description="Object store, scheme and host.")
+    s3_access_key: str = Field("", description="Access key of the object store.")
+    s3_secret_key: SecretStr = Field(SecretStr(""), description="Secret key of the object store.")
+    s3_region: str = Field("us-east-1", description="Region that requests are signed for.")
+    s3_timeout_seconds: float = Field(30.0, gt=0, description="Longest wait for one object store call.")
+    s3_connections: int = Field(32, ge=1, le=1024, description="Open connections to the object store at once, for a process.")
+
+    kafka_bootstrap: Names = Field(("127.0.0.1:9092",), description="Brokers, host:port, comma-separated.")
+    kafka_topic_prefix: str = Field(
+        "", pattern=r"^[A-Za-z0-9._-]{0,64}$", description="Put before each topic and consumer group."
+    )
+    kafka_partitions: int = Field(
+        8, ge=1, le=1024, description="Partitions of a topic when it is created. Do not change later."
+    )
+    kafka_replication: int = Field(1, ge=1, le=9, description="Copies of each partition when a topic is created.")
+    kafka_timeout_seconds: float = Field(15.0, gt=0, description="Longest wait for one broker call.")
+
+    milvus_uri: str = Field("http://127.0.0.1:19530", pattern=r"^https?://[^/]+$", description="Vector store, scheme and host.")
+    milvus_token: SecretStr = Field(SecretStr(""), description="user:password of the vector store.")
+    milvus_timeout_seconds: float = Field(10.0, gt=0, description="Longest wait for one vector store call.")
+    milvus_collection_prefix: str = Field("", pattern=r"^[a-z0-9_]{0,32}$", description="Put before each collection's name.")
+
+    database_url: SecretStr = Field(
+        SecretStr("sqlite+aiosqlite:///.image-search/embedded/metadata.db"),
+        description="SQLAlchemy URL: sqlite+aiosqlite:///PATH or mysql+aiomysql://user:password@host:port/name.",
+    )
+    database_pool_size: int = Field(5, ge=1, le=100, description="Database connections of a process.")
+    database_timeout_seconds: float = Field(10.0, gt=0, description="Longest wait for one transaction.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _comma_separated(cls, values: dict[str, object]) -> dict[str, object]:
+        return {name: _split(value) if name in ("buckets", "kafka_bootstrap") else value for name, value in values.items()}
+
+    @model_validator(mode="after")
+    def _some_bucket(self) -> Self:
+        if not self.buckets or not self.kafka_bootstrap:
+            raise ValueError("buckets and kafka_bootstrap each need at least one entry")
+        return self
+
+
+class ModelSettings(_Settings):
+    """Which model a collection is made with, and how it runs on this host."""
+
+    model: str = Field("efficientnet_lite0", description="Name in the model catalog. Chosen once, when the collection is made.")
+    model_backend: Literal["openvino", "torch"] = Field("openvino", description="Runtime of the model.")
+    model_precision: Literal["fp32"] = Field("fp32", description="Precision of the model. Part of its fingerprint.")
+    model_threads: int = Field(0, ge=0, le=256, description="Threads of the model; 0: one for each processor.")
+    weights_dir: Path | None = Field(None, description="Where weight files are looked for first; unset: the cache folder.")
+
+    decode_workers: int = Field(0, ge=0, le=64, description="Decode processes; 0: one for each processor.")
+    decode_timeout_seconds: float = Field(5.0, gt=0, description="Longest time to decode one picture.")
+    decode_memory_mib: int = Field(1024, ge=256, description="Address space of a decode process.")
+    max_object_bytes: int = Field(25 * 1024 * 1024, ge=1, description="Largest object that is read.")
+    max_pixels: int = Field(50_000_000, ge=1, description="Most pixels of a picture, by its header.")
+    min_side_pixels: int = Field(16, ge=1, description="Least width and height of a picture.")
+
+
+class BridgeSettings(CommonSettings):
+    """ingest_bridge: notifications in, object events out."""
+
+    bridge_host: str = Field("127.0.0.1", description="Address of health and metrics.")
+    bridge_port: Port = Field(8081, description="Port of health and metrics.")
+    follow: Literal["seaweedfs", "none"] = Field("seaweedfs", description="Whose change log is followed.")
+    seaweedfs_filer: str = Field("127.0.0.1:8888.18888", description="SeaweedFS filer, host:http-port.grpc-port.")
+    seaweedfs_weed: str = Field("weed", description="Path of the weed program.")
+    seaweedfs_config_dir: Path | None = Field(None, description="Folder of the filer's security.toml.")
+    follow_overlap_seconds: float = Field(5.0, ge=0, description="How much of the log is read again at a start.")
+    scan_interval_seconds: float = Field(900.0, ge=1, description="Time between scans of each bucket.")
+    scan_backlog_seconds: float = Field(1.0, gt=0, description="Outstanding work that a scan may put before a new picture.")
+    scan_backlog_events: int = Field(64, ge=1, description="Outstanding events that a scan may always have.")
+    scan_removal_limit: int = Field(
+        100, ge=0, description="A scan that would remove more objects than this and more than the share stops."
+    )
+    scan_removal_share: float = Field(0.2, ge=0, le=1, description="Share of all objects for the limit above.")
+    deleted_retention_days: int = Field(45, ge=31, description="How long deleted rows are kept: longer than any topic.")
+
+
+class ProcessorSettings(CommonSettings, ModelSettings):
+    """processors: object events in; vectors, rows and outcomes out."""
+
+    processor_host: str = Field("127.0.0.1", description="Address of health and metrics.")
+    processor_port: Port = Field(8082, description="Port of health and metrics.")
+    processor_data_dir: Path = Field(
+        Path(".image-search/embedded/worker"), description="Scratch folder of the consumer, one for each process."
+    )
+    batch_size: int = Field(64, ge=1, le=1000, description="Most events of a batch. Batches form by what waits.")
+    batches_in_flight: int = Field(
+        2, ge=1, le=8, description="Batches worked on at once, so that reading and embedding overlap."
+    )
+    queue_events: int = Field(256, ge=1, description="Events taken from the broker and not yet in a batch.")
+    batch_bytes: int = Field(128 * 1024 * 1024, ge=1, description="Bytes of pictures held by a batch at once.")
+    read_concurrency: int = Field(8, ge=1, le=256, description="Objects read at once by a batch.")
+    read_give_up_seconds: float = Field(
+        30.0, gt=0, description="An object unreadable for this long, its store being well, fails."
+    )
+    include: Names = Field(("*",), description="Patterns of keys that are pictures, comma-separated.")
+    exclude: Names = Field((), description="Patterns of keys that are ignored, comma-separated.")
+    commit_interval_seconds: float = Field(
+        1.0, gt=0, description="Time between commits of offsets; bounds work repeated after a kill."
+    )
+    session_timeout_seconds: float = Field(10.0, ge=6, description="A worker silent for this long loses its partitions.")
+    max_poll_interval_hours: float = Field(24.0, gt=0, description="Longest store outage that a worker sits out.")
+    watchdog_seconds: float = Field(300.0, gt=0, description="Lag without any progress for this long ends the process.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _patterns(cls, values: dict[str, object]) -> dict[str, object]:
+        return {name: _split(value) if name in ("include", "exclude") else value for name, value in values.items()}
+
+
+class QuerySettings(CommonSettings, ModelSettings):
+    """query_service: search and events over HTTP."""
+
+    query_host: str = Field(
+        "127.0.0.1", description="Address of the API. Anything but loopback is for behind a proxy with keys."
+    )
+    query_port: Port = Field(8080, description="Port of the API, page, health and metrics.")
+    max_limit: int = Field(1000, ge=1, le=16_384, description="Most hits of a search and most entries of a page.")
+    default_limit: int = Field(20, ge=1, le=1000, description="Hits of a search that names no limit.")
+    queries_at_once: int = Field(16, ge=1, description="Searches worked on at once.")
+    queries_waiting: int = Field(64, ge=0, description="Searches that may wait for their turn; the next one gets 429.")
+    body_timeout_seconds: float = Field(30.0, gt=0, description="Longest time for a client to send its body.")
+    wait_timeout_seconds: float = Field(10.0, gt=0, description="Longest wait of wait_for.")
+    event_readers: int = Field(64, ge=1, description="Event streams open at once; the next one gets 429.")
+    event_heartbeat_seconds: float = Field(15.0, gt=0, description="Time between heartbeats of an idle event stream.")
+    visibility_bound_seconds: float = Field(
+        0.5, ge=0, description="Longest time from an acknowledged vector to its being found."
+    )
+
+
+class ClientSettings(_Settings):
+    """What the command line needs to reach a running deployment."""
+
+    query_url: str = Field("http://127.0.0.1:8080", pattern=r"^https?://[^/]+$", description="Address of the query service.")
+
+
+AnySettings = TypeVar("AnySettings", bound=_Settings)
+
+
+def load(kind: type[AnySettings], *, state_dir: Path = DEFAULT_STATE_DIR) -> AnySettings:
+    """Read and check the settings of a service. Raises ConfigurationError that names each variable that is wrong."""
+    stack_file = state_dir / STACK_FILE_NAME
+    try:
+        values: dict[str, Any] = {"_env_file": stack_file if stack_file.is_file() else None, **_secrets_from_files(kind)}
+        return kind(**values)
+    except ValidationError as error:
+        lines = [
+            f"{ENV_PREFIX}{'.'.join(map(str, item['loc'])).upper() or '*'}: {item['msg']}"
+            for item in error.errors(include_input=False)
+        ]
+        raise ConfigurationError("settings are not valid:\n  " + "\n  ".join(lines)) from None
+
+
+def _secrets_from_files(kind: type[_Settings]) -> dict[str, SecretStr]:
+    found: dict[str, SecretStr] = {}
+    for name, declared in kind.model_fields.items():
+        path = os.environ.get(f"{ENV_PREFIX}{name.upper()}_FILE")
+        if path and declared.annotation is SecretStr:
+            try:
+                found[name] = SecretStr(Path(path).read_text().strip())
+            except OSError as error:
+                raise ConfigurationError(f"{ENV_PREFIX}{name.upper()}_FILE: cannot read {path}: {error.strerror}") from None
+    return found
