@@ -1,0 +1,37 @@
+"""Every metric, in one typed list: a typo in a name is a type error, and an operator reads here what there is."""
+
+from __future__ import annotations
+
+from prometheus_client import Counter, Gauge, Histogram
+
+_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+
+# -- ingest_bridge -----------------------------------------------------------------------------------------------------
+# Object events written, by what caused them.
+EVENTS_WRITTEN = Counter("image_search_events_written_total", "Object events written", ["cause"])
+
+# -- processors --------------------------------------------------------------------------------------------------------
+# Object events taken from the topic, by cause; a doubled notification counts twice.
+EVENTS_READ = Counter("image_search_events_read_total", "Object events read", ["cause"])
+# Events dropped at the look-up because the row already says it all.
+EVENTS_KNOWN = Counter("image_search_events_known_total", "Events whose object was already up to date")
+# Events in a batch: how well the work is bundled.
+BATCH_EVENTS = Histogram(
+    "image_search_batch_events", "Events of a batch", buckets=(1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1000)
+)
+# Seconds of each step of a batch, by step.
+STEP_SECONDS = Histogram("image_search_step_seconds", "Seconds of a step of a batch", ["step"], buckets=_SECONDS)
+# From the event at the store to the SQL commit.
+PUT_TO_ROW_SECONDS = Histogram("image_search_put_to_row_seconds", "From a put to its row", buckets=_SECONDS)
+# Outcomes published, by type and reason.
+OUTCOMES = Counter("image_search_outcomes_total", "Outcomes published", ["type", "reason"])
+# Messages put aside, by reason.
+DEAD_LETTERS = Counter("image_search_dead_letters_total", "Messages put aside", ["reason"])
+# Calls that were tried again, by what was not available.
+RETRIES = Counter("image_search_retries_total", "Calls tried again", ["store"])
+# Writes refused because another writer had moved the row on.
+GENERATION_CONFLICTS = Counter("image_search_generation_conflicts_total", "Writes that another writer was ahead of")
+# Pictures by where their vector came from: embedded, or taken from a row with the same bytes.
+VECTORS = Counter("image_search_vectors_total", "Vectors written", ["origin"])
+# Events taken from the broker and not yet acknowledged.
+EVENTS_IN_HAND = Gauge("image_search_events_in_hand", "Events read and not yet acknowledged")
