@@ -166,11 +166,16 @@ class QuerySettings(CommonSettings, ModelSettings):
         "127.0.0.1", description="Address of the API. Anything but loopback is for behind a proxy with keys."
     )
     query_port: Port = Field(8080, description="Port of the API, page, health and metrics.")
-    max_limit: int = Field(1000, ge=1, le=16_384, description="Most hits of a search and most entries of a page.")
+    max_limit: int = Field(1000, ge=1, le=1000, description="Most hits of a search and most entries of a page.")
     default_limit: int = Field(20, ge=1, le=1000, description="Hits of a search that names no limit.")
     queries_at_once: int = Field(16, ge=1, description="Searches worked on at once.")
     queries_waiting: int = Field(64, ge=0, description="Searches that may wait for their turn; the next one gets 429.")
+    body_bytes_at_once: int = Field(
+        256 * 1024 * 1024, ge=1, description="Bytes of query pictures held at once; a request that would pass it gets 429."
+    )
     body_timeout_seconds: float = Field(30.0, gt=0, description="Longest time for a client to send its body.")
+    contents_at_once: int = Field(16, ge=1, description="Pictures sent at once from the bucket; below s3_connections.")
+    contents_waiting: int = Field(256, ge=0, description="Pictures that may wait to be sent; the next one gets 429.")
     wait_timeout_seconds: float = Field(10.0, gt=0, description="Longest wait of wait_for.")
     event_readers: int = Field(64, ge=1, description="Event streams open at once; the next one gets 429.")
     event_heartbeat_seconds: float = Field(15.0, gt=0, description="Time between heartbeats of an idle event stream.")

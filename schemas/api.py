@@ -1,0 +1,309 @@
+"""The HTTP API of the query service: parameters, answers, and the one error shape with its stable codes.
+
+Fields are added over time, never changed or removed. Times are UTC, ids and hashes lower-case hex, timings milliseconds.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from enum import StrEnum
+from typing import Annotated, Any, Self
+
+from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field, field_validator
+
+from schemas.events import Hex64, OutcomeType, ReasonCode
+from schemas.filter import Filter
+from schemas.identity import ObjectId, object_id_from_hex
+from schemas.tables import RowState
+
+LARGEST_LIMIT = 1000
+"""Most hits of a search and most entries of a page."""
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+class ErrorCode(StrEnum):
+    """What clients branch on. A code keeps its meaning and its status for ever; new ones may be added."""
+
+    INVALID_REQUEST = "INVALID_REQUEST"
+    INVALID_ID = "INVALID_ID"
+    INVALID_CURSOR = "INVALID_CURSOR"
+    INVALID_WAIT_FOR = "INVALID_WAIT_FOR"
+    INVALID_BODY = "INVALID_BODY"
+    MISSING_IMAGE = "MISSING_IMAGE"
+    ROUTE_NOT_FOUND = "ROUTE_NOT_FOUND"
+    IMAGE_NOT_FOUND = "IMAGE_NOT_FOUND"
+    CONTENT_NOT_FOUND = "CONTENT_NOT_FOUND"
+    METHOD_NOT_ALLOWED = "METHOD_NOT_ALLOWED"
+    BODY_TIMEOUT = "BODY_TIMEOUT"
+    IMAGE_NOT_INDEXED = "IMAGE_NOT_INDEXED"
+    CURSOR_EXPIRED = "CURSOR_EXPIRED"
+    BODY_TOO_LARGE = "BODY_TOO_LARGE"
+    UNSUPPORTED_MEDIA_TYPE = "UNSUPPORTED_MEDIA_TYPE"
+    UNSUPPORTED_CONTENT_ENCODING = "UNSUPPORTED_CONTENT_ENCODING"
+    TOO_MANY_REQUESTS = "TOO_MANY_REQUESTS"
+    TOO_MANY_READERS = "TOO_MANY_READERS"
+    STORE_UNAVAILABLE = "STORE_UNAVAILABLE"
+    STORE_REFUSED = "STORE_REFUSED"
+    WAIT_TIMEOUT = "WAIT_TIMEOUT"
+    INTERNAL_ERROR = "INTERNAL_ERROR"
+    # What a picture sent to be searched for is refused with: the code that an object in a bucket would fail with.
+    EMPTY_OBJECT = ReasonCode.EMPTY_OBJECT.value
+    NOT_AN_IMAGE = ReasonCode.NOT_AN_IMAGE.value
+    UNSUPPORTED_FORMAT = ReasonCode.UNSUPPORTED_FORMAT.value
+    CORRUPT_IMAGE = ReasonCode.CORRUPT_IMAGE.value
+    IMAGE_TOO_SMALL = ReasonCode.IMAGE_TOO_SMALL.value
+    TOO_MANY_PIXELS = ReasonCode.TOO_MANY_PIXELS.value
+    OBJECT_TOO_LARGE = ReasonCode.OBJECT_TOO_LARGE.value
+    DECODE_TIMEOUT = ReasonCode.DECODE_TIMEOUT.value
+    DECODE_CRASHED = ReasonCode.DECODE_CRASHED.value
+
+    @property
+    def status(self) -> int:
+        return _STATUS[self]
+
+
+_STATUS = {
+    ErrorCode.INVALID_REQUEST: 400,
+    ErrorCode.INVALID_ID: 400,
+    ErrorCode.INVALID_CURSOR: 400,
+    ErrorCode.INVALID_WAIT_FOR: 400,
+    ErrorCode.INVALID_BODY: 400,
+    ErrorCode.MISSING_IMAGE: 400,
+    ErrorCode.ROUTE_NOT_FOUND: 404,
+    ErrorCode.IMAGE_NOT_FOUND: 404,
+    ErrorCode.CONTENT_NOT_FOUND: 404,
+    ErrorCode.METHOD_NOT_ALLOWED: 405,
+    ErrorCode.BODY_TIMEOUT: 408,
+    ErrorCode.IMAGE_NOT_INDEXED: 409,
+    ErrorCode.CURSOR_EXPIRED: 410,
+    ErrorCode.BODY_TOO_LARGE: 413,
+    ErrorCode.UNSUPPORTED_MEDIA_TYPE: 415,
+    ErrorCode.UNSUPPORTED_CONTENT_ENCODING: 415,
+    ErrorCode.TOO_MANY_REQUESTS: 429,
+    ErrorCode.TOO_MANY_READERS: 429,
+    ErrorCode.STORE_UNAVAILABLE: 503,
+    ErrorCode.STORE_REFUSED: 503,
+    ErrorCode.WAIT_TIMEOUT: 504,
+    ErrorCode.INTERNAL_ERROR: 500,
+    ErrorCode.EMPTY_OBJECT: 422,
+    ErrorCode.NOT_AN_IMAGE: 415,
+    ErrorCode.UNSUPPORTED_FORMAT: 415,
+    ErrorCode.CORRUPT_IMAGE: 422,
+    ErrorCode.IMAGE_TOO_SMALL: 422,
+    ErrorCode.TOO_MANY_PIXELS: 413,
+    ErrorCode.OBJECT_TOO_LARGE: 413,
+    ErrorCode.DECODE_TIMEOUT: 422,
+    ErrorCode.DECODE_CRASHED: 422,
+}
+
+
+class ErrorDetail(BaseModel):
+    code: ErrorCode
+    message: str = Field(description="For people: what is wrong and what to do.")
+    details: dict[str, Any] = Field(default_factory=dict)
+    request_id: str = Field(description="Also in the header X-Request-Id, and in the service's log.")
+
+
+class ErrorAnswer(BaseModel):
+    error: ErrorDetail
+
+
+# -- parameters ----------------------------------------------------------------------------------------------------------
+@dataclass(frozen=True, slots=True)
+class WaitToken:
+    """The state of an object that an answer must not be older than: the ETag of a put, or that it was deleted (None)."""
+
+    object_id: ObjectId
+    etag: str | None
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """`<object id>:<etag>` or `<object id>:deleted`. Raises ValueError."""
+        found = re.fullmatch(r'([0-9a-f]{64}):"?([^"\s]{1,255})"?', text)
+        if found is None:
+            raise ValueError("wait_for is <object id, 64 hex characters>:<etag> or <object id>:deleted")
+        etag = found[2]
+        return cls(object_id_from_hex(found[1]), None if etag == "deleted" else etag)
+
+    def __str__(self) -> str:
+        return f"{self.object_id.hex()}:{self.etag or 'deleted'}"
+
+
+def _without_nul(text: str) -> str:
+    # NUL parts bucket and key inside an object id, and no store takes it in a key.
+    if "\0" in text:
+        raise ValueError("must not contain NUL")
+    return text
+
+
+Bucket = Annotated[str, Field(min_length=1, max_length=63, pattern=r"^[a-z0-9][a-z0-9.-]*$")]
+Prefix = Annotated[str, Field(max_length=1024)]
+Limit = Annotated[int, Field(ge=1, le=LARGEST_LIMIT)]
+WaitFor = Annotated[
+    str, Field(max_length=322, description="Wait until this state of an object is settled: `<id>:<etag>` or `<id>:deleted`.")
+]
+
+
+class _Parameters(BaseModel):
+    """Names that are not known are refused: a misspelt filter must not turn into no filter."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class _Narrowed(_Parameters):
+    bucket: Bucket | None = Field(None, description="Only this bucket.")
+    prefix: Prefix = Field("", description="Only keys that start with this, compared byte by byte.")
+
+    _no_nul = field_validator("prefix")(_without_nul)
+
+    @property
+    def narrow(self) -> Filter:
+        return Filter(self.bucket, self.prefix)
+
+
+class SimilarParameters(_Narrowed):
+    limit: Limit | None = Field(None, description="Most hits; the service's default when absent.")
+    min_score: float | None = Field(
+        None, ge=-100, le=100, allow_inf_nan=False, description="Only hits with this score or more."
+    )
+
+
+class SearchParameters(SimilarParameters):
+    wait_for: WaitFor | None = None
+
+
+class ImageParameters(_Parameters):
+    wait_for: WaitFor | None = None
+
+
+class ListParameters(_Narrowed):
+    limit: Limit | None = Field(None, description="Most entries of a page; the service's default when absent.")
+    state: RowState | None = Field(None, description="Only objects in this state.")
+    cursor: str | None = Field(None, max_length=4096, description="`next` of the page before.")
+
+
+def _types(value: object) -> object:
+    """`indexed,deleted`, short or in full, into a set of outcome types."""
+    if not isinstance(value, str):
+        return value
+    return {part if "." in part else f"image-search.image.{part}" for part in value.split(",") if part}
+
+
+class EventParameters(_Narrowed):
+    cursor: str | None = Field(
+        None, max_length=8192, description="The id of the last message seen, or `earliest` for everything that is kept."
+    )
+    type: Annotated[frozenset[OutcomeType], BeforeValidator(_types, json_schema_input_type=str)] = Field(
+        frozenset(), description="Only these types, comma-separated, short (`indexed`) or in full."
+    )
+    follow: bool = Field(True, description="false: end the stream when everything that was there at its start was sent.")
+
+
+# -- answers -------------------------------------------------------------------------------------------------------------
+class Hit(BaseModel):
+    id: Hex64
+    bucket: str
+    key: str
+    score: float = Field(description="100 × cosine: 100 is the same, can be below 0.")
+    distance: float = Field(description="Squared L2 of unit vectors: 0 is the same, 4 the opposite.")
+    content_hash: Hex64
+    size: int | None
+    width: int | None
+    height: int | None
+    format: str | None
+    put_time: AwareDatetime | None
+    indexed_at: AwareDatetime
+    url: str = Field(description="Path of the picture's bytes on this service.")
+
+
+class SearchTimings(BaseModel):
+    decode: float | None = None
+    embed: float | None = None
+    search: float
+    metadata: float
+
+
+class SearchAnswer(BaseModel):
+    hits: list[Hit] = Field(description="Best first.")
+    limit: int
+    total_is_exact: bool = Field(False, description="A nearest-neighbour search has no exact total.")
+    model: str
+    indexed_through: AwareDatetime | None = Field(
+        description="Everything that the object store handed over up to here is findable; null when not known."
+    )
+    lag_ms: int | None = Field(description="How long ago `indexed_through` was.")
+    timing_ms: SearchTimings
+
+
+class Image(BaseModel):
+    id: Hex64
+    bucket: str
+    key: str
+    state: RowState
+    reason: ReasonCode | None = Field(description="Why it failed or is ignored.")
+    message: str | None
+    content_hash: Hex64 | None
+    etag: str | None
+    version: str | None
+    size: int | None
+    width: int | None
+    height: int | None
+    format: str | None
+    put_time: AwareDatetime | None
+    updated_at: AwareDatetime
+    generation: int
+    attempt: int
+    url: str
+
+
+class ImagePage(BaseModel):
+    images: list[Image] = Field(description="In the byte order of bucket and key.")
+    limit: int
+    next: str | None = Field(description="Cursor of the next page; null on the last.")
+
+
+class TopicLag(BaseModel):
+    pending: int = Field(description="Events written and not yet worked on.")
+    partitions: int
+
+
+class ModelStatus(BaseModel):
+    name: str
+    fingerprint: str
+    dimension: int
+    backend: str
+    precision: str
+    collection: str
+
+
+class FreshnessStatus(BaseModel):
+    indexed_through: AwareDatetime | None
+    lag_ms: int | None
+    reason: str | None = Field(description="Why the value is not known or does not advance; null when all is well.")
+
+
+class Status(BaseModel):
+    deployment: str
+    buckets: list[str]
+    images: dict[RowState, int]
+    lag: dict[str, TopicLag]
+    model: ModelStatus
+    freshness: FreshnessStatus
+    versions: dict[str, str]
+
+
+class Liveness(BaseModel):
+    status: str = "ok"
+
+
+class Readiness(BaseModel):
+    ready: bool
+    components: dict[str, str] = Field(description="`ok`, or in a few words what is wrong.")
+
+
+def time_of_us(microseconds: int) -> datetime:
+    """Microseconds since 1970-01-01 UTC as a time, without the rounding of a float."""
+    return _EPOCH + timedelta(microseconds=microseconds)
