@@ -1,0 +1,136 @@
+"""The twin of the S3 store, in memory: for tests that need no server, held to the same contract suite."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from contextlib import aclosing, asynccontextmanager
+from dataclasses import replace
+from enum import StrEnum
+
+from infra.errors import ImageRejected, ObjectGone, StoreRefused
+from infra.object_store.interface import ObjectStat, ObjectStream, StoredObject
+from infra.object_store.names import check_bucket_name, check_place
+from schemas.events import ReasonCode
+from schemas.identity import ObjectRef
+
+PAGE_SIZE = 1000
+CHUNK_BYTES = 64 * 1024
+
+
+class Operation(StrEnum):
+    READ = "read"
+    OPEN = "open"
+    STAT = "stat"
+    PUT = "put"
+    DELETE = "delete"
+    LIST = "list"
+    CHECK = "check"
+    ENSURE_BUCKET = "ensure_bucket"
+
+
+FaultHook = Callable[[Operation, str, str | None], Awaitable[None]]
+"""Awaited before each operation with bucket and key (None for a whole bucket; a listing: once a page).
+
+It may raise, wait, or change the store, as other clients of a real one do.
+"""
+
+
+async def _no_fault(operation: Operation, bucket: str, key: str | None) -> None:
+    return None
+
+
+def _now_us() -> int:
+    return time.time_ns() // 1000
+
+
+class MemoryObjectStore:
+    """See ObjectStore. Put times are whole seconds, as those of the real one. `before_call` may be set at any time."""
+
+    def __init__(self, *buckets: str, now_us: Callable[[], int] = _now_us, page_size: int = PAGE_SIZE) -> None:
+        self.before_call: FaultHook = _no_fault
+        self._now_us = now_us
+        self._page_size = page_size
+        self._buckets: dict[str, dict[str, StoredObject]] = {bucket: {} for bucket in buckets}
+
+    async def read(self, ref: ObjectRef, *, max_bytes: int) -> StoredObject:
+        await self._called(Operation.READ, ref)
+        found = self._object(ref)
+        if found.stat.size > max_bytes:
+            raise ImageRejected(ReasonCode.OBJECT_TOO_LARGE, f"{found.stat.size} bytes; the limit is {max_bytes}")
+        return found
+
+    @asynccontextmanager
+    async def open(self, ref: ObjectRef) -> AsyncIterator[ObjectStream]:
+        await self._called(Operation.OPEN, ref)
+        found = self._object(ref)
+        async with aclosing(_chunks(found.data)) as chunks:
+            yield ObjectStream(found.stat, chunks)
+
+    async def stat(self, ref: ObjectRef) -> ObjectStat:
+        await self._called(Operation.STAT, ref)
+        return self._object(ref).stat
+
+    async def put(self, ref: ObjectRef, data: bytes, content_type: str = "application/octet-stream") -> ObjectStat:
+        await self._called(Operation.PUT, ref)
+        etag = hashlib.md5(data, usedforsecurity=False).hexdigest()
+        stat = ObjectStat(ref, etag, self._now_us() // 1_000_000 * 1_000_000, len(data), content_type=content_type)
+        self._bucket(ref.bucket)[ref.key] = StoredObject(stat, bytes(data))
+        return stat
+
+    async def delete(self, ref: ObjectRef) -> None:
+        await self._called(Operation.DELETE, ref)
+        self._bucket(ref.bucket).pop(ref.key, None)
+
+    async def list_pages(
+        self, bucket: str, *, prefix: str = "", start_after: str | None = None
+    ) -> AsyncIterator[list[ObjectStat]]:
+        check_bucket_name(bucket)
+        page: list[ObjectStat] | None = None
+        while page is None or len(page) == self._page_size:
+            await self.before_call(Operation.LIST, bucket, None)
+            page = self._page(bucket, prefix, start_after)
+            if page:
+                start_after = page[-1].ref.key
+                yield page
+
+    async def check(self, bucket: str) -> None:
+        check_bucket_name(bucket)
+        await self.before_call(Operation.CHECK, bucket, None)
+        self._bucket(bucket)
+
+    async def ensure_bucket(self, bucket: str) -> None:
+        check_bucket_name(bucket)
+        await self.before_call(Operation.ENSURE_BUCKET, bucket, None)
+        self._buckets.setdefault(bucket, {})
+
+    async def close(self) -> None:
+        return None
+
+    async def _called(self, operation: Operation, ref: ObjectRef) -> None:
+        check_place(ref)
+        await self.before_call(operation, ref.bucket, ref.key)
+
+    def _bucket(self, bucket: str) -> dict[str, StoredObject]:
+        if bucket not in self._buckets:
+            raise StoreRefused(ReasonCode.BUCKET_NOT_FOUND, f"the bucket {bucket!r} is missing: make it")
+        return self._buckets[bucket]
+
+    def _object(self, ref: ObjectRef) -> StoredObject:
+        found = self._bucket(ref.bucket).get(ref.key)
+        if found is None:
+            raise ObjectGone("there is no object at this key")
+        return found
+
+    def _page(self, bucket: str, prefix: str, start_after: str | None) -> list[ObjectStat]:
+        keys = sorted(key for key in self._bucket(bucket) if key.startswith(prefix) and key > (start_after or ""))
+        # A listing tells no content type, of the real store either.
+        return [replace(self._bucket(bucket)[key].stat, content_type=None) for key in keys[: self._page_size]]
+
+
+async def _chunks(data: bytes) -> AsyncGenerator[bytes]:
+    for start in range(0, len(data), CHUNK_BYTES):
+        await asyncio.sleep(0)  # as over a network, others run between two chunks
+        yield data[start : start + CHUNK_BYTES]

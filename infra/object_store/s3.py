@@ -1,0 +1,296 @@
+"""The object store over S3, through miniopy-async.
+
+The client gets a plain aiohttp session of ours, for three reasons. Its own one retries through aiohttp-retry: five times
+within some 25 ms, on 5xx only and never on connection errors, which hides a failing store and helps none that restarts. Its
+own one has no total time-out, and a call takes none. And it inflates objects that were stored compressed, so that neither
+size nor ETag would fit the bytes. Here a call is tried once (aiohttp itself repeats an idempotent request when a kept
+connection turns out to be closed before any answer) and has one time-out around all of it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import re
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing, asynccontextmanager
+from datetime import datetime
+from email.utils import parsedate_to_datetime
+from urllib.parse import urlsplit
+from xml.etree.ElementTree import ParseError
+
+import aiohttp
+from miniopy_async.api import Minio
+from miniopy_async.datatypes import Object
+from miniopy_async.error import MinioException, S3Error, ServerError
+from multidict import CIMultiDict
+
+from infra.errors import ImageRejected, ImageSearchError, ObjectGone, StoreRefused, StoreUnavailable
+from infra.object_store.interface import ObjectStat, ObjectStream, StoredObject
+from infra.object_store.names import check_bucket_name, check_place
+from infra.settings import CommonSettings
+from schemas.events import ReasonCode
+from schemas.identity import ObjectRef
+
+STORE_NAME = "object store"
+PAGE_SIZE = 1000
+
+_CODE = re.compile(r"[A-Za-z]{1,64}")
+_BUCKET_EXISTS_CODES = frozenset({"BucketAlreadyOwnedByYou", "BucketAlreadyExists"})
+
+
+class S3ObjectStore:
+    """See ObjectStore. One of these a process: it holds the connections."""
+
+    def __init__(self, client: Minio, session: aiohttp.ClientSession, *, timeout_seconds: float) -> None:
+        self._client = client
+        self._session = session
+        self._timeout_seconds = timeout_seconds
+        self._buckets_put_to: set[str] = set()
+
+    @classmethod
+    def from_settings(cls, settings: CommonSettings) -> S3ObjectStore:
+        """Needs a running event loop; sends nothing."""
+        session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=settings.s3_connections),
+            # No total here: it would also end a stream that a slow reader is still taking. Calls have their own (_bounded).
+            timeout=aiohttp.ClientTimeout(
+                total=None, sock_connect=settings.s3_timeout_seconds, sock_read=settings.s3_timeout_seconds
+            ),
+            auto_decompress=False,
+            # A store may otherwise send a text object compressed on the way, and we would take that for its bytes.
+            headers={"Accept-Encoding": "identity"},
+            cookie_jar=aiohttp.DummyCookieJar(),
+        )
+        endpoint = urlsplit(settings.s3_endpoint)
+        client = Minio(
+            endpoint.netloc,
+            access_key=settings.s3_access_key or None,
+            secret_key=settings.s3_secret_key.get_secret_value() or None,
+            secure=endpoint.scheme == "https",
+            region=settings.s3_region,  # without it the first call of each bucket asks for its location, which needs a right
+            session=session,
+        )
+        return cls(client, session, timeout_seconds=settings.s3_timeout_seconds)
+
+    async def read(self, ref: ObjectRef, *, max_bytes: int) -> StoredObject:
+        check_place(ref)
+        async with self._gone_confirmed(ref.bucket), self._bounded(), self._response(ref) as response:
+            stat = _stat_of_response(ref, response)
+            if stat.size > max_bytes:
+                raise ImageRejected(ReasonCode.OBJECT_TOO_LARGE, f"{stat.size} bytes; the limit is {max_bytes}")
+            # The size is what Content-Length says, and no more than that is ever handed on: this buffer is bounded.
+            data = b"".join([chunk async for chunk in _chunks(response, stat.size)])
+        return StoredObject(stat, data)
+
+    @asynccontextmanager
+    async def open(self, ref: ObjectRef) -> AsyncIterator[ObjectStream]:
+        check_place(ref)
+        async with self._gone_confirmed(ref.bucket), self._bounded():
+            response = await self._client.get_object(ref.bucket, ref.key)
+        try:
+            stat = _stat_of_response(ref, response)
+            async with aclosing(self._translated_chunks(response, stat.size)) as chunks:
+                yield ObjectStream(stat, chunks)
+        finally:
+            response.close()
+
+    async def stat(self, ref: ObjectRef) -> ObjectStat:
+        check_place(ref)
+        async with self._gone_confirmed(ref.bucket), self._bounded():
+            return _stat_of_object(ref.bucket, await self._client.stat_object(ref.bucket, ref.key))
+
+    async def put(self, ref: ObjectRef, data: bytes, content_type: str = "application/octet-stream") -> ObjectStat:
+        check_place(ref)
+        await self._check_before_first_put(ref.bucket)
+        async with self._bounded():
+            written = await self._client.put_object(ref.bucket, ref.key, io.BytesIO(data), len(data), content_type)
+            answered_at = parsedate_to_datetime(CIMultiDict(written.http_headers or {})["Date"])
+        # A PUT is answered without Last-Modified, and the put time must be the one that stat, read and listings show.
+        try:
+            seen = await self.stat(ref)
+        except ObjectGone:
+            seen = None
+        if seen is not None and seen.etag == written.etag:
+            return seen
+        # Overwritten or deleted meanwhile: still describe what was written here.
+        return ObjectStat(ref, written.etag or "", _whole_second_us(answered_at), len(data), written.version_id, content_type)
+
+    async def delete(self, ref: ObjectRef) -> None:
+        check_place(ref)
+        try:
+            async with self._gone_confirmed(ref.bucket), self._bounded():
+                await self._client.remove_object(ref.bucket, ref.key)
+        except ObjectGone:
+            return
+
+    async def list_pages(
+        self, bucket: str, *, prefix: str = "", start_after: str | None = None
+    ) -> AsyncIterator[list[ObjectStat]]:
+        check_bucket_name(bucket)
+        objects = aiter(self._client.list_objects(bucket, prefix, recursive=True, start_after=start_after))
+        full = True
+        while full:
+            page: list[ObjectStat] = []
+            async with self._bounded():
+                while len(page) < PAGE_SIZE and (item := await anext(objects, None)) is not None:
+                    page.append(_stat_of_object(bucket, item))
+            full = len(page) == PAGE_SIZE
+            if page:
+                yield page
+
+    async def check(self, bucket: str) -> None:
+        check_bucket_name(bucket)
+        async with self._bounded():
+            exists = await self._client.bucket_exists(bucket)
+        if not exists:
+            raise _bucket_missing(bucket)
+
+    async def ensure_bucket(self, bucket: str) -> None:
+        check_bucket_name(bucket)
+        async with self._bounded():
+            if await self._client.bucket_exists(bucket):
+                return
+            try:
+                await self._client.make_bucket(bucket)
+            except S3Error as error:
+                if error.code not in _BUCKET_EXISTS_CODES:
+                    raise
+        # Somebody else was quicker: usable only if it answers us.
+        await self.check(bucket)
+
+    async def close(self) -> None:
+        await self._session.close()
+
+    async def _check_before_first_put(self, bucket: str) -> None:
+        # SeaweedFS makes a missing bucket on the first PUT of an administrator: a misspelt name would be filled, not refused.
+        if bucket not in self._buckets_put_to:
+            await self.check(bucket)
+            self._buckets_put_to.add(bucket)
+
+    @asynccontextmanager
+    async def _response(self, ref: ObjectRef) -> AsyncIterator[aiohttp.ClientResponse]:
+        response = await self._client.get_object(ref.bucket, ref.key)
+        try:
+            yield response
+        finally:
+            response.close()  # read to its end, its connection is back in the pool already; otherwise it cannot be used again
+
+    @asynccontextmanager
+    async def _gone_confirmed(self, bucket: str) -> AsyncIterator[None]:
+        """Lets ObjectGone out only when the bucket answers.
+
+        The answer to a HEAD has no body, so a missing bucket reads as a missing key, and everything in it would be deleted.
+        """
+        try:
+            yield
+        except ObjectGone:
+            await self.check(bucket)
+            raise
+
+    @asynccontextmanager
+    async def _bounded(self) -> AsyncIterator[None]:
+        """One time-out around a call, and the library's errors as ours."""
+        try:
+            async with asyncio.timeout(self._timeout_seconds):
+                yield
+        except ImageSearchError:
+            raise
+        except Exception as error:
+            raise _translate(error, self._timeout_seconds) from error
+
+    async def _translated_chunks(self, response: aiohttp.ClientResponse, size: int) -> AsyncGenerator[bytes]:
+        # No total time-out: how long a stream takes is its reader's affair. A silent store is ended by the session's sock_read.
+        try:
+            async for chunk in _chunks(response, size):
+                yield chunk
+        except (aiohttp.ClientError, OSError) as error:
+            raise _translate(error, self._timeout_seconds) from error
+
+
+async def _chunks(response: aiohttp.ClientResponse, size: int) -> AsyncIterator[bytes]:
+    """Exactly `size` bytes, or StoreUnavailable: a body that was cut short must never pass for a whole object."""
+    received = 0
+    while chunk := await response.content.readany():
+        received += len(chunk)
+        if received > size:
+            break
+        yield chunk
+    if received != size:
+        raise StoreUnavailable(STORE_NAME, f"a body ended after {received} of {size} bytes")
+
+
+def _stat_of_response(ref: ObjectRef, response: aiohttp.ClientResponse) -> ObjectStat:
+    headers = response.headers
+    if "Content-Length" not in headers or "Last-Modified" not in headers or "ETag" not in headers:
+        raise StoreUnavailable(STORE_NAME, "an answer without Content-Length, Last-Modified or ETag is none of S3")
+    return ObjectStat(
+        ref,
+        etag=headers["ETag"].replace('"', ""),
+        put_time_us=_whole_second_us(parsedate_to_datetime(headers["Last-Modified"])),
+        size=int(headers["Content-Length"]),
+        version=headers.get("x-amz-version-id"),
+        content_type=headers.get("Content-Type"),
+    )
+
+
+def _stat_of_object(bucket: str, item: Object) -> ObjectStat:
+    if item.object_name is None or item.last_modified is None or item.etag is None or item.size is None:
+        raise StoreUnavailable(STORE_NAME, "a description without name, time, ETag or size is none of S3")
+    return ObjectStat(
+        ObjectRef(bucket, item.object_name),
+        etag=item.etag,
+        put_time_us=_whole_second_us(item.last_modified),
+        size=item.size,
+        version=item.version_id,
+        content_type=item.content_type,
+    )
+
+
+def _whole_second_us(moment: datetime) -> int:
+    """Microseconds, floored to the second.
+
+    Listings carry milliseconds and headers whole seconds. With different values for one object, etag and put time of an event
+    would not equal those of a row, and every scan would take every object for changed.
+    """
+    return int(moment.timestamp()) * 1_000_000
+
+
+def _translate(error: Exception, timeout_seconds: float) -> ImageSearchError:
+    match error:
+        case S3Error():
+            return _translate_s3(error)
+        case ServerError():
+            return StoreUnavailable(STORE_NAME, f"HTTP {error.status_code}")
+        case TimeoutError():
+            return StoreUnavailable(STORE_NAME, f"no answer within {timeout_seconds:g} s")
+        case aiohttp.ClientError() | OSError():
+            return StoreUnavailable(STORE_NAME, f"the connection failed ({type(error).__name__})")
+        case MinioException() | ParseError() | ValueError() | KeyError():
+            return StoreUnavailable(STORE_NAME, f"an answer that is none of S3 ({type(error).__name__})")
+        case _:
+            raise error
+
+
+def _translate_s3(error: S3Error) -> ImageSearchError:
+    status = error.response.status
+    # The code is text from outside: only a plain word of it may reach a person.
+    code = error.code if error.code and _CODE.fullmatch(error.code) else ""
+    if code == "NoSuchKey" and status == 404:
+        return ObjectGone("there is no object at this key")
+    if code == "NoSuchBucket":
+        return StoreRefused(ReasonCode.BUCKET_NOT_FOUND, "the bucket is missing: make it, or correct the setting `buckets`")
+    if status in (401, 403):
+        return StoreRefused(
+            ReasonCode.ACCESS_DENIED,
+            f"the object store denies access ({code or status}): check access key, secret key, policy and clock",
+        )
+    if 400 <= status < 500 and status not in (404, 408, 429):
+        return StoreRefused(ReasonCode.OBJECT_UNREADABLE, f"the object store refuses the request ({code or status})")
+    return StoreUnavailable(STORE_NAME, f"HTTP {status} {code}".rstrip())
+
+
+def _bucket_missing(bucket: str) -> StoreRefused:
+    return StoreRefused(
+        ReasonCode.BUCKET_NOT_FOUND, f"the bucket {bucket!r} is missing: make it, or correct the setting `buckets`"
+    )
