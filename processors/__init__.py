@@ -1,0 +1,1 @@
+"""Object events in; vectors, rows and outcomes out."""

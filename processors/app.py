@@ -1,0 +1,249 @@
+"""The worker process: the Faust app with its one agent, the services beside it, and how all of it starts and stops.
+
+Facts about Faust that shape this file stand in ARCHITECTURE.md ("What Faust does to you").
+"""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Any
+
+import faust
+import faust.streams
+import structlog
+from mode import Service
+
+from infra import kafka, metadata_store, object_store, vector_store
+from infra.errors import ConfigurationError, TransientError
+from infra.health import Check, HealthServer
+from infra.kafka.interface import Broker
+from infra.metadata_store.interface import MetadataStore, ModelRow
+from infra.retry import until_done
+from infra.settings import ProcessorSettings
+from processors.decode_pool import DecodePool
+from processors.delivery import Batcher
+from processors.embedding import PreparedModel, open_embedder, prepare_model
+from processors.outcomes import RowMaker
+from processors.pipeline import AfterStep, Pipeline, Progress
+from processors.reading import Reader, ReadingRules
+from processors.vectors import Vectorizer
+from schemas.tables import ModelState
+from schemas.topics import OBJECTS, PROCESSOR_GROUP
+
+log = structlog.get_logger(__name__)
+
+COMMIT_SECONDS = 5.0
+STREAM_BUFFER_EVENTS = 64
+
+
+def make_app(settings: ProcessorSettings, batcher: Batcher) -> faust.App:
+    """The Faust app with its agent. Nothing connects before it is started."""
+    if getattr(faust.streams, "_CStreamIterator", None) is None:
+        # The pure-Python stream acknowledges messages of an older group generation without handing them to us.
+        raise ConfigurationError("faust-streaming runs without its compiled part: install its wheel, and unset NO_CYTHON")
+    app = faust.App(
+        settings.kafka_topic_prefix + PROCESSOR_GROUP,
+        broker=[f"kafka://{address}" for address in settings.kafka_bootstrap],
+        autodiscover=False,
+        broker_commit_interval=settings.commit_interval_seconds,
+        broker_heartbeat_interval=settings.session_timeout_seconds / 3.5,
+        broker_session_timeout=settings.session_timeout_seconds,
+        # A store may be down for longer than any default: the group must not take the partitions away meanwhile.
+        broker_max_poll_interval=3600.0 * settings.max_poll_interval_hours,
+        broker_request_timeout=max(settings.kafka_timeout_seconds, settings.session_timeout_seconds + 5),
+        consumer_auto_offset_reset="earliest",
+        datadir=str(settings.processor_data_dir),
+        key_serializer="raw",
+        logging_config=None,
+        store="memory://",
+        stream_buffer_maxsize=STREAM_BUFFER_EVENTS,
+        # Waiting would hang every rebalance for as long as a store is down; what is unfinished is read again elsewhere.
+        stream_wait_empty=False,
+        topic_allow_declare=False,
+        topic_disable_leader=True,
+        value_serializer="raw",
+        web_enabled=False,
+        worker_redirect_stdouts=False,
+    )
+    topic = app.topic(OBJECTS.full_name(settings.kafka_topic_prefix), key_serializer="raw", value_serializer="raw")
+
+    async def take_in(stream: Any) -> None:  # noqa: ANN401 - Faust's stream type is generic over what `raw` gives
+        try:
+            async for event in stream.noack().events():
+                await batcher.put(event)
+        except Exception as error:
+            # Faust would restart the agent for ever: end the process, and with it the doubt about what was read.
+            await app.crash(error)
+            raise
+
+    app.agent(topic, concurrency=1, name="take-in")(take_in)
+
+    async def finish(_sender: Any, *_arguments: Any, **_more: Any) -> None:  # noqa: ANN401 - signal handlers take anything
+        # Faust stops its consumer before acknowledgements made during the shutdown are committed: finish, then commit.
+        await batcher.stop()
+        if app.crash_reason is None and batcher.crash_reason is None:
+            await asyncio.wait_for(app.consumer.commit(), COMMIT_SECONDS)
+
+    app.on_before_shutdown.connect(finish, weak=False)
+    return app
+
+
+class Watchdog(Service):
+    """Ends a process that has work and makes no progress. Waiting for a store known to be down is progress."""
+
+    def __init__(self, progress: Progress, has_work: Callable[[], Awaitable[bool]], *, limit_seconds: float) -> None:
+        super().__init__()
+        self._progress, self._has_work, self._limit = progress, has_work, limit_seconds
+
+    @Service.task
+    async def _watch(self) -> None:
+        last, since = self._progress.steps, time.monotonic()
+        while not self.should_stop:
+            await self.sleep(min(5.0, self._limit / 4))
+            if self._progress.steps != last or not await self._has_work():
+                last, since = self._progress.steps, time.monotonic()
+            elif time.monotonic() - since > self._limit:
+                await self.crash(RuntimeError(f"no progress for {self._limit:g} s although there is work"))
+
+
+async def active_model(metadata: MetadataStore, prepared: PreparedModel) -> ModelRow:
+    """The model that the collection was made with. Refuses to start when the settings now say something else."""
+    active = await metadata.models([ModelState.ACTIVE])
+    if not active:
+        raise ConfigurationError("no collection has been made yet. Run: image-search upgrade")
+    model = active[0]
+    if model.fingerprint != prepared.fingerprint:
+        raise ConfigurationError(
+            f"the collection {model.collection} was made with {model.name} ({model.precision}), fingerprint "
+            f"{model.fingerprint[:16]}; the settings now ask for {prepared.description.name}, fingerprint "
+            f"{prepared.fingerprint[:16]}. Vectors of two models cannot be compared: set IMAGE_SEARCH_MODEL={model.name} and "
+            f"IMAGE_SEARCH_MODEL_PRECISION={model.precision} again (and the same decoder version), or start anew with "
+            "`image-search down --wipe`"
+        )
+    return model
+
+
+async def run(settings: ProcessorSettings, *, after_step: AfterStep | None = None) -> int:
+    """Work until SIGTERM or SIGINT. Returns the exit status: 0 after a clean stop, 1 when a part of it died."""
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    async with _parts(settings, after_step) as (batcher, watchdog, app):
+        await batcher.start()
+        await app.start()
+        await watchdog.start()
+        log.info("worker started")
+        await _first_of(stop.wait(), *(service._crashed.wait() for service in (app, batcher, watchdog)))
+        log.info("worker stops", asked=stop.is_set())
+        await watchdog.stop()
+        await app.stop()
+        await batcher.stop()
+        reasons = [service.crash_reason for service in (app, batcher, watchdog) if service.crash_reason]
+    for reason in reasons:
+        log.error("worker died", error=repr(reason))
+    return 1 if reasons else 0
+
+
+@asynccontextmanager
+async def _parts(
+    settings: ProcessorSettings, after_step: AfterStep | None
+) -> AsyncIterator[tuple[Batcher, Watchdog, faust.App]]:
+    progress = Progress()
+    async with AsyncExitStack() as stack:
+        objects = await object_store.connect(settings)
+        stack.push_async_callback(objects.close)
+        metadata = await metadata_store.connect(settings)
+        stack.push_async_callback(metadata.close)
+        vectors = await vector_store.connect(settings)
+        stack.push_async_callback(vectors.close)
+        broker = await kafka.connect(settings)
+        stack.push_async_callback(broker.close)
+        prepared = await prepare_model(settings, lambda line: log.info("model", step=line))
+        await until_done(metadata.check, on_wait=_say_waiting)
+        model = await until_done(lambda: active_model(metadata, prepared), on_wait=_say_waiting)
+        log.info(
+            "model", name=model.name, backend=settings.model_backend, precision=model.precision, collection=model.collection
+        )
+        embedder = await open_embedder(prepared, settings)
+        stack.push_async_callback(embedder.close)
+        decoder = DecodePool(settings, prepared.description)
+        await decoder.start()
+        stack.push_async_callback(decoder.close)
+        producer = await until_done(broker.producer, on_wait=_say_waiting)
+        stack.push_async_callback(producer.close)
+        pipeline = Pipeline(
+            reader=Reader(objects, _reading_rules(settings), on_wait=progress.waited),
+            vectorizer=Vectorizer(
+                metadata=metadata,
+                vectors=vectors,
+                collection=model.collection,
+                decoder=decoder,
+                embedder=embedder,
+                on_wait=progress.waited,
+            ),
+            metadata=metadata,
+            vectors=vectors,
+            collection=model.collection,
+            producer=producer,
+            rows=RowMaker(settings.deployment, model.name, model.fingerprint),
+            batch_bytes=settings.batch_bytes,
+            progress=progress,
+            **({"after_step": after_step} if after_step else {}),
+        )
+        batcher = Batcher(
+            pipeline.process,
+            batch_size=settings.batch_size,
+            batches_in_flight=settings.batches_in_flight,
+            queue_events=settings.queue_events,
+            after_ack=(lambda: after_step(11)) if after_step else None,
+        )
+        watchdog = Watchdog(progress, _has_work(broker, batcher, settings), limit_seconds=settings.watchdog_seconds)
+        checks: dict[str, Check] = {
+            "object_store": lambda: objects.check(settings.buckets[0]),
+            "metadata_store": metadata.check,
+            "vector_store": lambda: vectors.check(model.collection),
+            "broker": broker.check,
+        }
+        health = HealthServer(settings.processor_host, settings.processor_port, checks)
+        await health.start()
+        stack.push_async_callback(health.close)
+        yield batcher, watchdog, make_app(settings, batcher)
+
+
+def _reading_rules(settings: ProcessorSettings) -> ReadingRules:
+    return ReadingRules(
+        max_object_bytes=settings.max_object_bytes,
+        read_concurrency=settings.read_concurrency,
+        read_give_up_seconds=settings.read_give_up_seconds,
+        include=settings.include,
+        exclude=settings.exclude,
+    )
+
+
+def _has_work(broker: Broker, batcher: Batcher, settings: ProcessorSettings) -> Callable[[], Awaitable[bool]]:
+    async def has_work() -> bool:
+        if batcher.in_hand:
+            return True
+        try:
+            lag = await broker.lag(OBJECTS, PROCESSOR_GROUP)
+        except TransientError:
+            return False  # a broker that is down gives no work; Faust waits for it
+        return any(partition.pending for partition in lag)
+
+    return has_work
+
+
+def _say_waiting(error: TransientError, attempt: int) -> None:
+    log.warning("waiting to start", error=str(error), attempt=attempt)
+
+
+async def _first_of(*waits: Awaitable[object]) -> None:
+    tasks = [asyncio.ensure_future(wait) for wait in waits]
+    await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    for task in tasks:
+        task.cancel()

@@ -1,0 +1,409 @@
+"""The life of a batch, free of Faust. The numbered steps are those of ARCHITECTURE.md.
+
+What a crash leaves behind, step by step (the broker then delivers the batch again):
+  1-7  nothing was written, except dead letters of unparsable messages: written again, their identity tells.
+  8    vectors that no row names yet: no query shows them (hits are checked against rows), the repeat overwrites them.
+  9    rows that owe outcomes, and vectors that no row names any more: both are settled at the next look-up.
+  10   outcomes may be there although the row still owes them: published again with the same ids.
+  11   nothing: an offset that was not committed is delivered again and dropped as known.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+import structlog
+
+from infra.errors import ImageRejected, ImageSearchError, InvalidEvent, TransientError
+from infra.kafka.interface import Message, Producer
+from infra.metadata_store.interface import MetadataStore, RowWrite
+from infra.metrics import (
+    BATCH_EVENTS,
+    DEAD_LETTERS,
+    EVENTS_KNOWN,
+    EVENTS_READ,
+    GENERATION_CONFLICTS,
+    OUTCOMES,
+    PUT_TO_ROW_SECONDS,
+    RETRIES,
+    STEP_SECONDS,
+)
+from infra.object_store.interface import StoredObject
+from infra.retry import Result, until_done
+from infra.vector_store.interface import VectorStore
+from processors.outcomes import RowMaker, dead_letter, outcome_message, vector_row
+from processors.reading import Read, Reader
+from processors.vectors import Content, Embedded, Holders, Vectorizer, count_vectors
+from processors.work import (
+    Delivery,
+    Failure,
+    Finding,
+    Gone,
+    Picture,
+    Seen,
+    Unreachable,
+    Work,
+    collapse,
+    is_known,
+    parse,
+)
+from schemas.events import Cause, ReasonCode
+from schemas.identity import ContentHash, ObjectId
+from schemas.tables import RowState
+from schemas.topics import DEAD_LETTERS as DEAD_LETTER_TOPIC
+from schemas.topics import OUTCOMES as OUTCOME_TOPIC
+from schemas.topics import Topic
+
+log = structlog.get_logger(__name__)
+
+AfterStep = Callable[[int], Awaitable[None]]
+"""Called after each numbered step with its number: the fault tests kill the process here."""
+
+INTERNAL_ATTEMPTS = 3
+UNKNOWN_SIZE_BYTES = 1024 * 1024
+
+
+async def _go_on(_step: int) -> None:
+    return None
+
+
+@dataclass(slots=True)
+class Progress:
+    """Counts everything that happens, waiting for a store that is down included: what the watchdog looks at."""
+
+    steps: int = 0
+
+    def waited(self, error: TransientError, attempt: int) -> None:
+        self.steps += 1
+        store = getattr(error, "store", "object store")
+        RETRIES.labels(store).inc()
+        if attempt in (1, 5) or attempt % 50 == 0:
+            log.warning("waiting", error=str(error), attempt=attempt)
+
+
+@dataclass(frozen=True, slots=True)
+class _Planned:
+    """A finding with the write that follows from it."""
+
+    work: Work
+    seen: Seen
+    finding: Finding
+    write: RowWrite | None
+
+
+class Pipeline:
+    """Works a batch until nothing of it is left. Never raises for one object; a store that is down makes it wait."""
+
+    def __init__(
+        self,
+        *,
+        reader: Reader,
+        vectorizer: Vectorizer,
+        metadata: MetadataStore,
+        vectors: VectorStore,
+        collection: str,
+        producer: Producer,
+        rows: RowMaker,
+        batch_bytes: int,
+        progress: Progress,
+        after_step: AfterStep = _go_on,
+    ) -> None:
+        self._reader, self._vectorizer = reader, vectorizer
+        self._metadata, self._vectors, self._collection = metadata, vectors, collection
+        self._producer, self._rows, self._batch_bytes = producer, rows, batch_bytes
+        self._progress, self._after_step = progress, after_step
+
+    async def process(self, deliveries: Sequence[Delivery]) -> None:
+        """Returns when every delivery may be acknowledged."""
+        BATCH_EVENTS.observe(len(deliveries))
+        works = await self._parse(deliveries)
+        with self._timed(2, "collapse"):
+            works = collapse(works)
+        await self._done(2)
+        for group in _by_bytes(works, self._batch_bytes):
+            await self._process_or_isolate(group)
+
+    async def _process_or_isolate(self, works: Sequence[Work]) -> None:
+        """One object that meets a bug of ours must not stop the others: it is worked on alone, then put aside."""
+        try:
+            await self._until_settled(works)
+        except ImageSearchError:
+            raise
+        except Exception:
+            log.exception("batch failed, its objects are worked on one by one", objects=len(works))
+            for work in works:
+                await self._alone(work)
+
+    async def _alone(self, work: Work) -> None:
+        for attempt in range(1, INTERNAL_ATTEMPTS + 1):
+            try:
+                return await self._until_settled([work.again()])
+            except ImageSearchError:
+                raise
+            except Exception:
+                log.exception("object failed", object=str(work.ref), attempt=attempt)
+        await self._put_aside(work)
+        return None
+
+    async def _put_aside(self, work: Work) -> None:
+        failure = Failure(ReasonCode.INTERNAL_ERROR, "an error of ours: the worker's log has it under this key", None)
+        try:
+            seen = (await self._look_up([work]))[work.object_id]
+            await self._write_and_tell([(work, seen, failure)], {})
+        except ImageSearchError:
+            raise
+        except Exception:
+            log.exception("object cannot even be recorded as failed", object=str(work.ref))
+            await self._send(DEAD_LETTER_TOPIC, [_letter(work.delivery, failure.reason, failure.message)])
+
+    async def _until_settled(self, works: Sequence[Work]) -> None:
+        while works:
+            works = await self._round(works)
+
+    async def _round(self, works: Sequence[Work]) -> list[Work]:
+        """Steps 3 to 10. Returns the objects that another writer moved on meanwhile: to be worked on again."""
+        started = time.time()
+        with self._timed(3, "look up"):
+            seen = await self._look_up(works)
+            moved_on = await self._settle(works, seen)
+            todo = [work for work in works if work.object_id not in moved_on and not self._is_known(work, seen)]
+        await self._done(3)
+        if not todo:
+            return [work.again() for work in works if work.object_id in moved_on]
+
+        queued_ms = 1000 * max(0.0, started - min(work.delivery.time_ms for work in todo) / 1000)
+        with self._timed(4, "read"):
+            read_started = time.perf_counter()
+            reads = await self._reader.read_all(todo)
+            timings = {"queued": queued_ms, "read": 1000 * (time.perf_counter() - read_started) / len(todo)}
+        await self._done(4)
+        findings = await self._find(todo, reads)
+        found = [(work, seen[work.object_id], finding) for work, finding in zip(todo, findings, strict=True)]
+        moved_on |= await self._write_and_tell(found, timings)
+        return [work.again() for work in works if work.object_id in moved_on]
+
+    # -- step 1 ------------------------------------------------------------------------------------------------------
+    async def _parse(self, deliveries: Sequence[Delivery]) -> list[Work]:
+        works: list[Work] = []
+        letters: list[Message] = []
+        with self._timed(1, "parse"):
+            for delivery in deliveries:
+                try:
+                    work = parse(delivery)
+                except InvalidEvent as error:
+                    letters.append(_letter(delivery, error.reason, str(error)))
+                else:
+                    EVENTS_READ.labels(work.change.cause).inc()
+                    works.append(work)
+            await self._send(DEAD_LETTER_TOPIC, letters)
+        await self._done(1)
+        return works
+
+    # -- step 3 ------------------------------------------------------------------------------------------------------
+    async def _look_up(self, works: Sequence[Work]) -> dict[ObjectId, Seen]:
+        ids = [work.object_id for work in works]
+        rows = await self._wait(lambda: self._metadata.rows(ids))
+        models = await self._wait(lambda: self._metadata.models_of(ids)) if rows else {}
+        return {object_id: Seen(rows.get(object_id), models.get(object_id, {})) for object_id in ids}
+
+    async def _settle(self, works: Sequence[Work], seen: dict[ObjectId, Seen]) -> set[ObjectId]:
+        """Pay what rows still owe since a crash, before anything is decided on them: a write that followed would
+        otherwise take the owed outcome's place, and subscribers would never hear of it."""
+        owing = [(work, row) for work in works if (row := seen[work.object_id].row) is not None and not row.is_published]
+        if not owing:
+            return set()
+        planned = [
+            _Planned(
+                work, seen[work.object_id], _finding_of(row.state, row.reason, row.message), RowWrite(row, row.generation - 1)
+            )
+            for work, row in owing
+        ]
+        moved_on = await self._remove_vectors(planned)
+        await self._publish([one for one in planned if one.work.object_id not in moved_on])
+        for work, row in owing:
+            seen[work.object_id] = Seen(row.with_published(), seen[work.object_id].models)
+        return moved_on
+
+    def _is_known(self, work: Work, seen: dict[ObjectId, Seen]) -> bool:
+        known = is_known(work, seen[work.object_id], self._rows.fingerprint)
+        if known:
+            EVENTS_KNOWN.inc()
+        return known
+
+    # -- steps 5 to 7 ------------------------------------------------------------------------------------------------
+    async def _find(self, works: Sequence[Work], reads: Sequence[Read]) -> list[Finding]:
+        present = [(work, read) for work, read in zip(works, reads, strict=True) if isinstance(read, StoredObject)]
+        with self._timed(5, "hash"):
+            contents = await self._vectorizer.hash([(read.data, work.change.cause is Cause.REPAIR) for work, read in present])
+            holders = await self._vectorizer.holders(contents) if contents else {}
+            fresh = {content.content_hash for content in contents if content.fresh}
+            reused = await self._vectorizer.reuse({known: ids for known, ids in holders.items() if known not in fresh})
+        await self._done(5)
+        to_embed = list({one.content_hash: one for one in contents if one.content_hash not in reused}.values())
+        with self._timed(6, "decode and embed"):
+            embedded = await self._vectorizer.embed(to_embed) if to_embed else {}
+        await self._done(6)
+        await self._done(7)
+        count_vectors(embedded=len(to_embed), reused=len(reused))
+        of_object = self._pictures(present, contents, {**reused, **embedded}, holders)
+        return [
+            of_object[work.object_id] if isinstance(read, StoredObject) else read
+            for work, read in zip(works, reads, strict=True)
+        ]
+
+    @staticmethod
+    def _pictures(
+        present: Sequence[tuple[Work, StoredObject]],
+        contents: Sequence[Content],
+        results: dict[ContentHash, Embedded | ImageRejected],
+        holders: Holders,
+    ) -> dict[ObjectId, Finding]:
+        found: dict[ObjectId, Finding] = {}
+        first_with: dict[ContentHash, ObjectId] = {}
+        for (work, read), content in zip(present, contents, strict=True):
+            result = results[content.content_hash]
+            if isinstance(result, ImageRejected):
+                found[work.object_id] = Failure(result.reason, str(result), read.stat, content.content_hash)
+                continue
+            first = first_with.setdefault(content.content_hash, work.object_id)
+            originals = [*holders.get(content.content_hash, ()), first]
+            found[work.object_id] = Picture(
+                stat=read.stat,
+                content_hash=content.content_hash,
+                md5=content.md5,
+                facts=result.facts,
+                vector=result.vector,
+                duplicate_of=next((original for original in originals if original != work.object_id), None),
+                timings_ms=dict(result.timings_ms),
+            )
+        return found
+
+    # -- steps 8 to 10 -----------------------------------------------------------------------------------------------
+    async def _write_and_tell(self, found: Sequence[tuple[Work, Seen, Finding]], timings_ms: dict[str, float]) -> set[ObjectId]:
+        """Returns the objects that another writer had moved on."""
+        write_started = time.perf_counter()
+        with self._timed(8, "vectors"):
+            pictures = [vector_row(work, finding) for work, _, finding in found if isinstance(finding, Picture)]
+            if pictures:
+                await self._wait(lambda: self._vectors.upsert(self._collection, pictures))
+        await self._done(8)
+        now = datetime.now(UTC)
+        timings = {**timings_ms, "write": 1000 * (time.perf_counter() - write_started) / max(1, len(found))}
+        planned = [
+            _Planned(work, seen, finding, self._rows.write_for(work, seen, finding, now, timings))
+            for work, seen, finding in found
+        ]
+        with self._timed(9, "rows"):
+            writes = [one.write for one in planned if one.write is not None]
+            lost = await self._wait(lambda: self._metadata.write(writes)) if writes else set()
+            GENERATION_CONFLICTS.inc(len(lost))
+            written = [one for one in planned if one.work.object_id not in lost]
+            lost |= await self._remove_vectors(written)
+        await self._done(9)
+        with self._timed(10, "outcomes"):
+            await self._publish([one for one in written if one.work.object_id not in lost])
+        await self._done(10)
+        return lost
+
+    async def _remove_vectors(self, planned: Sequence[_Planned]) -> set[ObjectId]:
+        """Remove the vectors of what is no longer indexed, after its row said so. Returns whom another writer overtook.
+
+        The generation is read again afterwards: a writer that indexed the object in between has had its vector removed by
+        us, so the object is worked on once more and never dropped as known.
+        """
+        expected: dict[ObjectId, int] = {}
+        for one in planned:
+            if one.write is not None and one.write.row.state is not RowState.INDEXED:
+                expected[one.work.object_id] = one.write.row.generation
+            elif one.write is None and isinstance(one.finding, Gone) and _may_have_left_a_vector(one.work):
+                expected[one.work.object_id] = one.seen.generation
+        if not expected:
+            return set()
+        await self._wait(lambda: self._vectors.delete(self._collection, list(expected)))
+        rows = await self._wait(lambda: self._metadata.rows(list(expected)))
+        return {
+            object_id
+            for object_id, generation in expected.items()
+            if (rows[object_id].generation if object_id in rows else 0) != generation
+        }
+
+    async def _publish(self, planned: Sequence[_Planned]) -> None:
+        """Outcomes and dead letters, then the note in the row that they are out."""
+        outcomes = [outcome for one in planned if one.write for outcome in one.write.row.owed_outcomes]
+        letters = [
+            _letter(one.work.delivery, one.finding.reason, one.finding.message, one.work.change.attempt)
+            for one in planned
+            if isinstance(one.finding, Failure | Unreachable)
+        ]
+        await self._send(DEAD_LETTER_TOPIC, letters)
+        await self._send(OUTCOME_TOPIC, [outcome_message(outcome) for outcome in outcomes])
+        published = {
+            one.work.object_id: one.write.row.generation for one in planned if one.write and one.write.row.owed_outcomes
+        }
+        if published:
+            await self._wait(lambda: self._metadata.mark_published(published))
+        for outcome in outcomes:
+            OUTCOMES.labels(outcome.type, outcome.data.reason or "").inc()
+            if outcome.data.timings_ms and outcome.data.timings_ms.since_put is not None:
+                PUT_TO_ROW_SECONDS.observe(outcome.data.timings_ms.since_put / 1000)
+
+    # -- shared ------------------------------------------------------------------------------------------------------
+    async def _send(self, topic: Topic, messages: Sequence[Message]) -> None:
+        if messages:
+            await self._wait(lambda: self._producer.send(topic, messages))
+
+    async def _wait(self, call: Callable[[], Awaitable[Result]]) -> Result:
+        return await until_done(call, on_wait=self._progress.waited)
+
+    async def _done(self, step: int) -> None:
+        self._progress.steps += 1
+        await self._after_step(step)
+
+    @contextmanager
+    def _timed(self, step: int, name: str) -> Iterator[None]:
+        started = time.perf_counter()
+        yield
+        STEP_SECONDS.labels(f"{step} {name}").observe(time.perf_counter() - started)
+
+
+def _may_have_left_a_vector(work: Work) -> bool:
+    return work.must_write or work.change.cause is not Cause.NOTIFICATION
+
+
+def _finding_of(state: RowState, reason: ReasonCode | None, message: str | None) -> Finding:
+    """The finding that a stored row stands for: a failed one still owes its dead letter."""
+    if state is RowState.FAILED:
+        return Failure(reason or ReasonCode.INTERNAL_ERROR, message or "", None)
+    return Gone()
+
+
+def _letter(delivery: Delivery, reason: ReasonCode, message: str, attempt: int = 1) -> Message:
+    DEAD_LETTERS.labels(reason).inc()
+    log.warning(
+        "dead letter",
+        reason=reason,
+        message=message,
+        topic=delivery.topic,
+        partition=delivery.partition,
+        offset=delivery.offset,
+    )
+    return dead_letter(delivery, reason, message, attempt)
+
+
+def _by_bytes(works: Sequence[Work], limit: int) -> Iterator[list[Work]]:
+    """Groups whose objects together stay within the limit, by the sizes that their events announced."""
+    group: list[Work] = []
+    held = 0
+    for work in works:
+        size = UNKNOWN_SIZE_BYTES if work.change.size is None else work.change.size
+        if group and held + size > limit:
+            yield group
+            group, held = [], 0
+        group.append(work)
+        held += size
+    if group:
+        yield group

@@ -1,0 +1,177 @@
+"""What travels through the pipeline: a message as delivered, the work that it asks for, and what was found out about it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+
+from pydantic import ValidationError
+
+from infra.errors import InvalidEvent
+from infra.metadata_store.interface import ImageRow
+from infra.object_store.interface import ObjectStat
+from schemas.events import OBJECT_CHANGED, Cause, ObjectChange, ObjectEvent, ReasonCode
+from schemas.identity import ContentHash, ModelFingerprint, ObjectId, ObjectRef
+from schemas.vectors import Vector
+
+MICROSECONDS = 1_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """A message as it came. Topic, partition and offset together are its identity."""
+
+    topic: str
+    partition: int
+    offset: int
+    time_ms: int
+    key: bytes
+    value: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What is to be done for one object.
+
+    `must_write`: another writer moved the row on after we had written to Milvus. Our vector may stand there now, so nothing
+    may be taken as known until a write of ours has passed the fence, or has been put right.
+    """
+
+    delivery: Delivery
+    change: ObjectChange
+    event_time: datetime
+    must_write: bool = False
+
+    @property
+    def ref(self) -> ObjectRef:
+        return self.change.ref
+
+    @property
+    def object_id(self) -> ObjectId:
+        return self.change.ref.object_id
+
+    def again(self) -> Work:
+        return replace(self, must_write=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """The stores' knowledge of an object when work on it began. Every write starts from this generation."""
+
+    row: ImageRow | None
+    models: dict[ModelFingerprint, ContentHash] = field(default_factory=dict)
+
+    @property
+    def generation(self) -> int:
+        return self.row.generation if self.row else 0
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What decoding tells about a picture, beside its pixels."""
+
+    width: int
+    height: int
+    format: str
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """Present, readable, with a vector of exactly these bytes."""
+
+    stat: ObjectStat
+    content_hash: ContentHash
+    md5: bytes
+    facts: Facts
+    vector: Vector
+    duplicate_of: ObjectId | None
+    timings_ms: dict[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Present, and no picture that can be indexed. `stat` is None when even that could not be had."""
+
+    reason: ReasonCode
+    message: str
+    stat: ObjectStat | None
+    content_hash: ContentHash | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Ignored:
+    """Present, and no picture by rule."""
+
+    reason: ReasonCode
+    message: str
+    stat: ObjectStat
+
+
+@dataclass(frozen=True, slots=True)
+class Gone:
+    """The store is well and has nothing at this key."""
+
+
+@dataclass(frozen=True, slots=True)
+class Unreachable:
+    """The store is well, this object cannot be had. Says nothing about whether it exists, so nothing may be removed."""
+
+    reason: ReasonCode
+    message: str
+
+
+Finding = Picture | Failure | Ignored | Gone | Unreachable
+
+
+def parse(delivery: Delivery) -> Work:
+    """Raises InvalidEvent for what is no object event."""
+    try:
+        event = ObjectEvent.model_validate_json(delivery.value)
+    except ValidationError as error:
+        raise _invalid(error) from None
+    return Work(delivery, event.data, event.time)
+
+
+def _invalid(error: ValidationError) -> InvalidEvent:
+    problems = error.errors(include_url=False, include_context=False, include_input=True)
+    first = problems[0]
+    if first["type"] == "json_invalid":
+        return InvalidEvent(ReasonCode.EVENT_NOT_JSON, "the message is not JSON")
+    place = ".".join(map(str, first["loc"])) or "the message"
+    if first["loc"] == ("type",) and first["type"] == "literal_error":
+        return InvalidEvent(ReasonCode.EVENT_UNKNOWN_TYPE, f"only {OBJECT_CHANGED} is known here")
+    return InvalidEvent(ReasonCode.EVENT_INVALID, f"{place}: {first['msg']}")
+
+
+def collapse(works: Iterable[Work]) -> list[Work]:
+    """Of several events for one object the last stands, with the strongest cause of all of them.
+
+    Were the cause of the last taken, a repair followed by a doubled notification would be dropped as already known.
+    """
+    last: dict[ObjectId, Work] = {}
+    for work in works:
+        before = last.pop(work.object_id, None)
+        if before is not None:
+            cause = max(before.change.cause, work.change.cause, key=lambda one: Cause(one).strength)
+            attempt = max(before.change.attempt, work.change.attempt)
+            work = replace(work, change=work.change.model_copy(update={"cause": cause, "attempt": attempt}))  # noqa: PLW2901
+        last[work.object_id] = work
+    return list(last.values())
+
+
+def is_known(work: Work, seen: Seen, fingerprint: ModelFingerprint) -> bool:
+    """Whether the row already says what this event announces: where doubled notifications end.
+
+    Times compare in whole seconds, the resolution in which a store tells an object's time when it is read.
+    """
+    row, change = seen.row, work.change
+    if row is None or work.must_write or change.cause is not Cause.NOTIFICATION or change.removed:
+        return False
+    if not row.is_published or row.state == "deleted" or change.etag is None or change.put_time is None:
+        return False
+    if change.etag != row.etag or row.put_time_us is None:
+        return False
+    if int(change.put_time.timestamp()) != row.put_time_us // MICROSECONDS:
+        return False
+    return row.state != "indexed" or seen.models.get(fingerprint) == row.content_hash
