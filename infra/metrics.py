@@ -35,3 +35,17 @@ GENERATION_CONFLICTS = Counter("image_search_generation_conflicts_total", "Write
 VECTORS = Counter("image_search_vectors_total", "Vectors written", ["origin"])
 # Events taken from the broker and not yet acknowledged.
 EVENTS_IN_HAND = Gauge("image_search_events_in_hand", "Events read and not yet acknowledged")
+
+# -- query_service -----------------------------------------------------------------------------------------------------
+# Requests answered, by route (its pattern, never the path) and status.
+HTTP_REQUESTS = Counter("image_search_http_requests_total", "HTTP requests answered", ["route", "method", "status"])
+# Seconds until a request was answered; event streams are left out.
+HTTP_SECONDS = Histogram("image_search_http_seconds", "Seconds of a request", ["route"], buckets=_SECONDS)
+# Seconds of each step of a search, by step.
+SEARCH_STEP_SECONDS = Histogram("image_search_search_step_seconds", "Seconds of a step of a search", ["step"], buckets=_SECONDS)
+# Nearest vectors that were not shown because their row says otherwise (overwritten or deleted meanwhile).
+HITS_HIDDEN = Counter("image_search_hits_hidden_total", "Hits hidden by their row")
+# Event streams open now.
+EVENT_READERS = Gauge("image_search_event_readers", "Event streams open")
+# How long ago `indexed_through` was, seconds.
+INDEXED_THROUGH_LAG_SECONDS = Gauge("image_search_indexed_through_lag_seconds", "Age of indexed_through")

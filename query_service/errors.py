@@ -1,0 +1,82 @@
+"""What a request is refused with, whatever went wrong: a stable code, words of our own, nothing of a library's text."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import structlog
+from pydantic import ValidationError
+
+from infra.errors import ImageRejected, PermanentError, StoreRefused, StoreUnavailable
+from schemas.api import ErrorAnswer, ErrorCode, ErrorDetail
+
+log = structlog.get_logger(__name__)
+
+BUSY_RETRY_SECONDS = 1
+STORE_RETRY_SECONDS = 5
+
+
+class RequestRefused(PermanentError):
+    """This request gets an error for an answer."""
+
+    def __init__(
+        self,
+        code: ErrorCode,
+        message: str,
+        *,
+        details: Mapping[str, Any] | None = None,
+        retry_after_seconds: int | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.code = code
+        self.message = message
+        self.details = dict(details or {})
+        self.retry_after_seconds = retry_after_seconds
+
+    def answer(self, request_id: str) -> ErrorAnswer:
+        return ErrorAnswer(error=ErrorDetail(code=self.code, message=self.message, details=self.details, request_id=request_id))
+
+
+def too_busy(message: str, code: ErrorCode = ErrorCode.TOO_MANY_REQUESTS) -> RequestRefused:
+    return RequestRefused(code, message, retry_after_seconds=BUSY_RETRY_SECONDS)
+
+
+def invalid_parameters(error: ValidationError) -> RequestRefused:
+    """One entry a parameter. The value that was sent is not repeated: it may be long, or not for a log."""
+    problems = [
+        {"parameter": ".".join(map(str, item["loc"])), "problem": item["msg"]}
+        for item in error.errors(include_url=False, include_input=False, include_context=False)
+    ]
+    names = ", ".join(sorted({problem["parameter"] for problem in problems}))
+    return RequestRefused(ErrorCode.INVALID_REQUEST, f"Not valid: {names}.", details={"parameters": problems})
+
+
+def refusal_of(error: Exception) -> RequestRefused:
+    """Every error as a refusal. What nobody foresaw is logged whole and told to nobody outside."""
+    match error:
+        case RequestRefused():
+            return error
+        case ImageRejected():
+            return RequestRefused(ErrorCode(error.reason.value), str(error))
+        case StoreUnavailable():
+            log.warning("store_unavailable", store=error.store, error=str(error))
+            return RequestRefused(
+                ErrorCode.STORE_UNAVAILABLE,
+                f"{error.store} does not answer at the moment. Try again.",
+                details={"store": error.store},
+                retry_after_seconds=STORE_RETRY_SECONDS,
+            )
+        case StoreRefused():
+            log.warning("store_refused", reason=error.reason, error=str(error))
+            return RequestRefused(
+                ErrorCode.STORE_REFUSED,
+                "The object store refuses access to this bucket. Its operator has to look at the bucket and its credentials.",
+                details={"reason": error.reason},
+                retry_after_seconds=STORE_RETRY_SECONDS,
+            )
+        case _:
+            log.error("request_failed", exc_info=error)
+            return RequestRefused(
+                ErrorCode.INTERNAL_ERROR, "Something went wrong here. The service's log has it under this request id."
+            )

@@ -1,0 +1,207 @@
+"""Outcomes for subscribers: replay from any point that is kept, then live, without a gap and without a consumer group.
+
+A cursor names a place in every partition at once, so that a reader who comes back with the last one it saw misses nothing.
+Each reader pulls from the broker by itself at its own pace: a slow one makes nothing grow but its own distance.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import zlib
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+import structlog
+from pydantic import BaseModel, ValidationError
+
+from infra.kafka.interface import Broker, Record
+from infra.metrics import EVENT_READERS
+from query_service.errors import RequestRefused, too_busy
+from schemas.api import ErrorCode
+from schemas.events import OutcomeType
+from schemas.filter import Filter
+from schemas.identity import ObjectRef
+from schemas.topics import OUTCOMES
+
+EARLIEST = "earliest"
+_CURSOR_VERSION = 1
+_CHECKSUM_BYTES = 4
+_MOST_PARTITIONS = 4096
+
+log = structlog.get_logger(__name__)
+
+Positions = Mapping[int, int]
+"""The next offset to be read, by partition."""
+
+
+def encode_cursor(positions: Positions) -> str:
+    """Version, a number for each partition from 0 on, checksum; URL-safe, for an id line, a query and a header alike."""
+    body = bytearray([_CURSOR_VERSION])
+    for partition in range(max(positions, default=-1) + 1):
+        body += _varint(positions.get(partition, 0))
+    body += zlib.crc32(body).to_bytes(_CHECKSUM_BYTES)
+    return base64.urlsafe_b64encode(body).rstrip(b"=").decode()
+
+
+def decode_cursor(text: str) -> dict[int, int]:
+    """Raises RequestRefused (INVALID_CURSOR)."""
+    try:
+        # Strict where the library is lenient: it would drop characters that it does not know.
+        raw = base64.b64decode(text.encode("ascii") + b"=" * (-len(text) % 4), altchars=b"-_", validate=True)
+    except (binascii.Error, ValueError):
+        raise _not_a_cursor() from None
+    body, checksum = raw[:-_CHECKSUM_BYTES], raw[-_CHECKSUM_BYTES:]
+    if not body or body[0] != _CURSOR_VERSION or zlib.crc32(body).to_bytes(_CHECKSUM_BYTES) != checksum:
+        raise _not_a_cursor()
+    positions: dict[int, int] = {}
+    value = shift = 0
+    for byte in body[1:]:
+        value |= (byte & 0x7F) << shift
+        shift += 7
+        if not byte & 0x80:
+            positions[len(positions)] = value
+            value = shift = 0
+    if shift or len(positions) > _MOST_PARTITIONS:
+        raise _not_a_cursor()
+    return positions
+
+
+def _varint(value: int) -> bytes:
+    encoded = bytearray()
+    while value > 0x7F:
+        encoded.append(value & 0x7F | 0x80)
+        value >>= 7
+    encoded.append(value)
+    return bytes(encoded)
+
+
+def _not_a_cursor() -> RequestRefused:
+    return RequestRefused(
+        ErrorCode.INVALID_CURSOR, "This is no cursor of this service. Use the id of a message, or `earliest`, or leave it out."
+    )
+
+
+def start_positions(cursor: str | None, offsets: Mapping[int, tuple[int, int]]) -> dict[int, int]:
+    """Where to read on: from the end without a cursor, from the oldest for `earliest`.
+
+    Raises RequestRefused: CURSOR_EXPIRED when some of what follows the cursor is no longer kept (a silent gap would break
+    the promise), INVALID_CURSOR when it points to what was never written here.
+    """
+    if cursor is None:
+        return {partition: end for partition, (_, end) in offsets.items()}
+    if cursor == EARLIEST:
+        return {partition: begin for partition, (begin, _) in offsets.items()}
+    positions = decode_cursor(cursor)
+    # A partition that the cursor does not know was added after it: all of it is new to this reader.
+    start = {partition: positions.get(partition, begin) for partition, (begin, _) in offsets.items()}
+    if positions.keys() - offsets.keys() or any(start[partition] > end for partition, (_, end) in offsets.items()):
+        raise RequestRefused(
+            ErrorCode.INVALID_CURSOR, "This cursor is of another deployment, or its events were wiped. Start with `earliest`."
+        )
+    if any(start[partition] < begin for partition, (begin, _) in offsets.items()):
+        raise RequestRefused(
+            ErrorCode.CURSOR_EXPIRED, "Events behind this cursor are no longer kept. Start again with `earliest`."
+        )
+    return start
+
+
+@dataclass(frozen=True, slots=True)
+class FeedFilter:
+    """No types: all of them."""
+
+    types: frozenset[OutcomeType] = frozenset()
+    narrow: Filter = Filter()
+
+    def wants(self, envelope: _Envelope) -> bool:
+        return (not self.types or envelope.type in self.types) and self.narrow.matches(
+            ObjectRef(envelope.data.bucket, envelope.data.key)
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class FeedMessage:
+    """`event` is the outcome as it was published; `cursor` is the place right behind it."""
+
+    cursor: str
+    event: bytes
+
+
+class _Place(BaseModel):
+    bucket: str
+    key: str
+
+
+class _Envelope(BaseModel):
+    """What a filter has to know. No more, so that types and fields which are newer than this process pass through."""
+
+    type: str
+    data: _Place
+
+
+class Feed:
+    """One reader's way through the topic. Iterate it: lists of messages, an empty one about each second without news."""
+
+    def __init__(
+        self, batches: AsyncIterator[list[Record]], start: Positions, wanted: FeedFilter, stop_at: Positions | None
+    ) -> None:
+        self._batches = batches
+        self._positions = dict(start)
+        self._wanted = wanted
+        self._stop_at = stop_at
+
+    @property
+    def cursor(self) -> str:
+        """Behind everything read so far, wanted or not."""
+        return encode_cursor(self._positions)
+
+    @property
+    def is_at_its_end(self) -> bool:
+        return self._stop_at is not None and all(
+            self._positions[partition] >= offset for partition, offset in self._stop_at.items()
+        )
+
+    async def __aiter__(self) -> AsyncIterator[list[FeedMessage]]:
+        while not self.is_at_its_end:
+            records = await anext(self._batches)
+            yield [message for record in records if (message := self._take(record)) is not None]
+
+    def _take(self, record: Record) -> FeedMessage | None:
+        if record.offset < self._positions.get(record.partition, 0):
+            return None
+        self._positions[record.partition] = record.offset + 1
+        try:
+            envelope = _Envelope.model_validate_json(record.value)
+        except ValidationError:
+            log.warning("outcome_not_readable", partition=record.partition, offset=record.offset)
+            return None
+        return FeedMessage(self.cursor, record.value) if self._wanted.wants(envelope) else None
+
+
+class EventFeed:
+    """Opens feeds, a bounded number at once."""
+
+    def __init__(self, broker: Broker, *, readers: int) -> None:
+        self._broker = broker
+        self._readers_left = readers
+
+    @asynccontextmanager
+    async def open(self, cursor: str | None, wanted: FeedFilter, *, follow: bool = True) -> AsyncIterator[Feed]:
+        """`follow=False` ends the feed behind what was there when it was opened.
+
+        Raises StoreUnavailable, and RequestRefused: TOO_MANY_READERS, INVALID_CURSOR, CURSOR_EXPIRED.
+        """
+        if self._readers_left <= 0:
+            raise too_busy("All event streams are taken. Close one, or read the outcomes topic.", ErrorCode.TOO_MANY_READERS)
+        self._readers_left -= 1
+        EVENT_READERS.inc()
+        try:
+            offsets = await self._broker.offsets(OUTCOMES)
+            start = start_positions(cursor, offsets)
+            stop_at = None if follow else {partition: end for partition, (_, end) in offsets.items()}
+            async with self._broker.read(OUTCOMES, start) as batches:
+                yield Feed(batches, start, wanted, stop_at)
+        finally:
+            self._readers_left += 1
+            EVENT_READERS.dec()
