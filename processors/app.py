@@ -82,7 +82,7 @@ def make_app(settings: ProcessorSettings, batcher: Batcher) -> faust.App:
 
     app.agent(topic, concurrency=1, name="take-in")(take_in)
 
-    async def finish(_sender: Any, *_arguments: Any, **_more: Any) -> None:  # noqa: ANN401 - signal handlers take anything
+    async def finish(_sender: Any, *_arguments: Any, signal: Any = None, **_more: Any) -> None:  # noqa: ANN401
         # Faust stops its consumer before acknowledgements made during the shutdown are committed: finish, then commit.
         await batcher.stop()
         if app.crash_reason is None and batcher.crash_reason is None:

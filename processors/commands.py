@@ -21,13 +21,13 @@ FAILED_ROWS_PAGE = 1000
 
 async def upgrade_step(settings: ProcessorSettings, say: Callable[[str], None]) -> None:
     """Convert the model, make its collection, and note the choice: from then on it is checked at every start."""
-    import time  # noqa: PLC0415
+    import time
 
-    from infra import metadata_store, vector_store  # noqa: PLC0415
-    from infra.metadata_store.interface import ModelRow  # noqa: PLC0415
-    from processors.app import active_model  # noqa: PLC0415
-    from processors.embedding import prepare_model  # noqa: PLC0415
-    from schemas.vectors import collection_name  # noqa: PLC0415
+    from infra import metadata_store, vector_store
+    from infra.metadata_store.interface import ModelRow
+    from processors.app import active_model
+    from processors.embedding import prepare_model
+    from schemas.vectors import collection_name
 
     prepared = await prepare_model(settings, say)
     metadata = await metadata_store.connect(settings)
@@ -50,9 +50,8 @@ async def upgrade_step(settings: ProcessorSettings, say: Callable[[str], None]) 
         # The collection first: a row that names a collection promises that it is there.
         await vectors.create_collection(model.collection, dimension=model.dimension)
         await metadata.add_model(model)
-        say(
-            f"model {model.name} ({model.backend}, {model.precision}), {model.dimension} floats, in collection {model.collection}"
-        )
+        how = f"{model.backend}, {model.precision}, {model.dimension} floats"
+        say(f"model {model.name} ({how}) in collection {model.collection}")
     finally:
         await vectors.close()
         await metadata.close()
@@ -62,8 +61,8 @@ async def upgrade_step(settings: ProcessorSettings, say: Callable[[str], None]) 
 @click.pass_context
 def worker(context: click.Context) -> None:
     """Run a worker: embeds new objects and keeps rows and vectors equal to the buckets."""
-    from infra.telemetry import configure_logging  # noqa: PLC0415
-    from processors.app import run  # noqa: PLC0415
+    from infra.telemetry import configure_logging
+    from processors.app import run
 
     settings = load(ProcessorSettings, state_dir=_state_dir(context))
     configure_logging(settings, "worker")
@@ -84,7 +83,7 @@ def failures(context: click.Context, as_json: bool) -> None:
 
 
 async def _failures(settings: CommonSettings) -> dict[str, list[dict[str, Any]]]:
-    from infra import kafka, metadata_store  # noqa: PLC0415
+    from infra import kafka, metadata_store
 
     metadata = await metadata_store.connect(settings)
     broker = await kafka.connect(settings)
@@ -138,8 +137,8 @@ async def _messages_without_object(broker: Any) -> list[dict[str, Any]]:  # noqa
 
 
 def _print_failures(found: dict[str, list[dict[str, Any]]]) -> None:
-    from rich.console import Console  # noqa: PLC0415
-    from rich.table import Table  # noqa: PLC0415
+    from rich.console import Console
+    from rich.table import Table
 
     console = Console()
     for title, columns, rows in (

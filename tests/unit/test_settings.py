@@ -1,0 +1,69 @@
+"""Settings are checked, secrets stay secret, and what is written about them is what they are."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from infra import settings_document
+from infra.errors import ConfigurationError
+from infra.settings import BridgeSettings, CommonSettings, ProcessorSettings, QuerySettings, load
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_configuration_page_is_what_the_code_says() -> None:
+    assert (ROOT / settings_document.DOCUMENT).read_text() == settings_document.configuration_page(), (
+        "run: python -m infra.settings_document"
+    )
+
+
+def test_example_file_is_what_the_code_says() -> None:
+    assert (ROOT / settings_document.EXAMPLE).read_text() == settings_document.example_file(), (
+        "run: python -m infra.settings_document"
+    )
+
+
+def test_every_setting_is_described_and_names_its_unit() -> None:
+    for kind in (BridgeSettings, ProcessorSettings, QuerySettings):
+        for name, declared in kind.model_fields.items():
+            assert declared.description, name
+            if declared.annotation is float and not name.endswith("_share"):
+                assert name.rsplit("_", 1)[-1] in {"seconds", "hours"}, name
+
+
+def test_lists_are_comma_separated(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("IMAGE_SEARCH_BUCKETS", "a, b,")
+    monkeypatch.setenv("IMAGE_SEARCH_EXCLUDE", "*.tmp,thumbs/*")
+    loaded = load(ProcessorSettings, state_dir=tmp_path)
+    assert loaded.buckets == ("a", "b")
+    assert loaded.exclude == ("*.tmp", "thumbs/*")
+
+
+def test_the_environment_wins_over_the_stack_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "stack.env").write_text("IMAGE_SEARCH_DEPLOYMENT=file\nIMAGE_SEARCH_S3_REGION=north\nS3_BUCKET=images\n")
+    monkeypatch.setenv("IMAGE_SEARCH_DEPLOYMENT", "environment")
+    loaded = load(CommonSettings, state_dir=tmp_path)
+    assert (loaded.deployment, loaded.s3_region) == ("environment", "north")
+
+
+def test_a_wrong_value_is_refused_by_the_name_of_its_variable(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("IMAGE_SEARCH_QUERY_PORT", "70000")
+    with pytest.raises(ConfigurationError, match="IMAGE_SEARCH_QUERY_PORT"):
+        load(QuerySettings, state_dir=tmp_path)
+
+
+def test_a_secret_comes_from_a_file_and_is_not_shown(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    secret = tmp_path / "secret"
+    secret.write_text("hunter2\n")
+    monkeypatch.setenv("IMAGE_SEARCH_S3_SECRET_KEY_FILE", str(secret))
+    loaded = load(CommonSettings, state_dir=tmp_path)
+    assert loaded.s3_secret_key.get_secret_value() == "hunter2"
+    assert "hunter2" not in repr(loaded)
+
+
+def test_a_secret_file_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("IMAGE_SEARCH_S3_SECRET_KEY_FILE", str(tmp_path / "nowhere"))
+    with pytest.raises(ConfigurationError, match="nowhere"):
+        load(CommonSettings, state_dir=tmp_path)
