@@ -13,7 +13,10 @@ from schemas.tables import JobState, ModelState, RowState
 
 @dataclass(frozen=True, slots=True)
 class ImageRow:
-    """One row of `images` as seen: whatever is written next must start from this generation."""
+    """One row of `images` as seen: whatever is written next must start from this generation.
+
+    Written with a time of 0, a row gets the store's; `created_at_us` stays what the first write made it.
+    """
 
     ref: ObjectRef
     state: RowState

@@ -1,0 +1,147 @@
+"""Between rows of the tables and the values that the rest of the product knows."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from sqlalchemy import ColumnElement, Row, and_
+
+from infra.metadata_store.interface import ImageRow, Job, ModelRow
+from schemas.events import OutcomeEvents, ReasonCode
+from schemas.identity import ContentHash, ModelFingerprint, ObjectRef
+from schemas.tables import JobState, ModelState, RowState, images
+
+Values = dict[str, Any]
+
+
+def key_bytes(key: str) -> bytes:
+    # Surrogates stand for bytes that were not UTF-8 on their way in; identity.py keeps such keys apart in the same way.
+    return key.encode("utf-8", "surrogatepass")
+
+
+def in_place(bucket: str | None, prefix: str) -> ColumnElement[bool]:
+    """Rows of this bucket (None: of any) whose key starts with these bytes, as a range that an index can answer."""
+    parts: list[ColumnElement[bool]] = []
+    if bucket is not None:
+        parts.append(images.c.bucket == bucket)
+    if prefix:
+        first = key_bytes(prefix)
+        parts.append(images.c.object_key >= first)
+        # No byte of UTF-8 is 0xFF, so the last one can always be raised.
+        parts.append(images.c.object_key < first[:-1] + bytes([first[-1] + 1]))
+    return and_(True, *parts)
+
+
+def image_values(row: ImageRow) -> Values:
+    return {
+        "object_id": row.object_id,
+        "bucket": row.ref.bucket,
+        "object_key": key_bytes(row.ref.key),
+        "state": row.state.value,
+        "content_hash": row.content_hash,
+        "md5": row.md5,
+        "etag": row.etag,
+        "version": row.version,
+        "put_time_us": row.put_time_us,
+        "size": row.size,
+        "format": row.format,
+        "width": row.width,
+        "height": row.height,
+        "reason": row.reason.value if row.reason is not None else None,
+        "message": row.message,
+        "attempt": row.attempt,
+        "generation": row.generation,
+        "published_generation": row.published_generation,
+        "owed_outcomes": _owed_json(row),
+        "created_at_us": row.created_at_us,
+        "updated_at_us": row.updated_at_us,
+    }
+
+
+def _owed_json(row: ImageRow) -> str | None:
+    if not row.owed_outcomes:
+        return None
+    return OutcomeEvents.dump_json(list(row.owed_outcomes), exclude_none=True).decode()
+
+
+def image_row(row: Row[Any]) -> ImageRow:
+    return ImageRow(
+        ref=ObjectRef(row.bucket, row.object_key.decode("utf-8", "surrogatepass")),
+        state=RowState(row.state),
+        generation=row.generation,
+        published_generation=row.published_generation,
+        content_hash=ContentHash(row.content_hash) if row.content_hash is not None else None,
+        md5=row.md5,
+        etag=row.etag,
+        version=row.version,
+        put_time_us=row.put_time_us,
+        size=row.size,
+        format=row.format,
+        width=row.width,
+        height=row.height,
+        reason=ReasonCode(row.reason) if row.reason is not None else None,
+        message=row.message,
+        attempt=row.attempt,
+        owed_outcomes=tuple(OutcomeEvents.validate_json(row.owed_outcomes)) if row.owed_outcomes else (),
+        created_at_us=row.created_at_us,
+        updated_at_us=row.updated_at_us,
+    )
+
+
+def model_values(model: ModelRow) -> Values:
+    return {
+        "fingerprint": model.fingerprint,
+        "name": model.name,
+        "collection": model.collection,
+        "dimension": model.dimension,
+        "backend": model.backend,
+        "precision": model.precision,
+        "description": json.dumps(dict(model.description)),
+        "state": model.state.value,
+        "created_at_us": model.created_at_us,
+    }
+
+
+def model_row(row: Row[Any]) -> ModelRow:
+    return ModelRow(
+        fingerprint=ModelFingerprint(row.fingerprint),
+        name=row.name,
+        collection=row.collection,
+        dimension=row.dimension,
+        backend=row.backend,
+        precision=row.precision,
+        description=json.loads(row.description),
+        state=ModelState(row.state),
+        created_at_us=row.created_at_us,
+    )
+
+
+def job_values(job: Job) -> Values:
+    return {
+        "job_id": job.job_id,
+        "kind": job.kind,
+        "arguments": json.dumps(dict(job.arguments)),
+        "state": job.state.value,
+        "progress": json.dumps(dict(job.progress)),
+        "message": job.message,
+        "owner": job.owner,
+        "lease_until_us": job.lease_until_us,
+        "created_at_us": job.created_at_us,
+        "updated_at_us": job.updated_at_us,
+    }
+
+
+def job_row(row: Row[Any]) -> Job:
+    return Job(
+        job_id=row.job_id,
+        kind=row.kind,
+        arguments=json.loads(row.arguments),
+        state=JobState(row.state),
+        progress=json.loads(row.progress),
+        message=row.message,
+        owner=row.owner,
+        lease_until_us=row.lease_until_us,
+        created_at_us=row.created_at_us,
+        updated_at_us=row.updated_at_us,
+    )

@@ -1,0 +1,17 @@
+"""The metadata store on SQLite, MySQL and MariaDB."""
+
+from __future__ import annotations
+
+from infra.metadata_store.images import SqlImages
+from infra.metadata_store.registry import SqlCursors, SqlJobs, SqlModels
+from infra.metadata_store.schema import check_version
+
+
+class SqlMetadataStore(SqlImages, SqlModels, SqlJobs, SqlCursors):
+    """Every part shares one pool of connections, which belongs to the event loop that first uses it."""
+
+    async def check(self) -> None:
+        await check_version(self._database)
+
+    async def close(self) -> None:
+        await self._database.close()
