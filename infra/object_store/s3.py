@@ -13,7 +13,7 @@ import asyncio
 import io
 import re
 from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import aclosing, asynccontextmanager
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from datetime import datetime
 from email.utils import parsedate_to_datetime
 from urllib.parse import urlsplit
@@ -86,14 +86,12 @@ class S3ObjectStore:
     @asynccontextmanager
     async def open(self, ref: ObjectRef) -> AsyncIterator[ObjectStream]:
         check_place(ref)
-        async with self._gone_confirmed(ref.bucket), self._bounded():
-            response = await self._client.get_object(ref.bucket, ref.key)
-        try:
-            stat = _stat_of_response(ref, response)
-            async with aclosing(self._translated_chunks(response, stat.size)) as chunks:
-                yield ObjectStream(stat, chunks)
-        finally:
-            response.close()
+        async with AsyncExitStack() as stack:
+            async with self._gone_confirmed(ref.bucket), self._bounded():
+                response = await stack.enter_async_context(self._response(ref))
+                stat = _stat_of_response(ref, response)
+            chunks = await stack.enter_async_context(aclosing(self._translated_chunks(response, stat.size)))
+            yield ObjectStream(stat, chunks)
 
     async def stat(self, ref: ObjectRef) -> ObjectStat:
         check_place(ref)
