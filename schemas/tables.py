@@ -147,3 +147,8 @@ cursors = Table(
     **_OPTIONS,
 )
 """How far a reader of a store's change log has come. The position is the log's own (SeaweedFS: nanoseconds)."""
+
+
+def log_cursor_name(bucket: str) -> str:
+    """Name of the cursor that tells how far the bridge has handed over a bucket's change log (nanoseconds since 1970)."""
+    return f"seaweedfs/{bucket}"
