@@ -27,12 +27,15 @@ class RequestRefused(PermanentError):
         *,
         details: Mapping[str, Any] | None = None,
         retry_after_seconds: int | None = None,
+        headers: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__(message)
         self.code = code
         self.message = message
         self.details = dict(details or {})
-        self.retry_after_seconds = retry_after_seconds
+        self.headers = dict(headers or {})
+        if retry_after_seconds is not None:
+            self.headers["Retry-After"] = str(retry_after_seconds)
 
     def answer(self, request_id: str) -> ErrorAnswer:
         return ErrorAnswer(error=ErrorDetail(code=self.code, message=self.message, details=self.details, request_id=request_id))

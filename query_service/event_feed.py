@@ -6,9 +6,6 @@ Each reader pulls from the broker by itself at its own pace: a slow one makes no
 
 from __future__ import annotations
 
-import base64
-import binascii
-import zlib
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -18,6 +15,7 @@ from pydantic import BaseModel, ValidationError
 
 from infra.kafka.interface import Broker, Record
 from infra.metrics import EVENT_READERS
+from query_service.cursors import events_cursor, events_start
 from query_service.errors import RequestRefused, too_busy
 from schemas.api import ErrorCode
 from schemas.events import OutcomeType
@@ -26,61 +24,11 @@ from schemas.identity import ObjectRef
 from schemas.topics import OUTCOMES
 
 EARLIEST = "earliest"
-_CURSOR_VERSION = 1
-_CHECKSUM_BYTES = 4
-_MOST_PARTITIONS = 4096
 
 log = structlog.get_logger(__name__)
 
 Positions = Mapping[int, int]
 """The next offset to be read, by partition."""
-
-
-def encode_cursor(positions: Positions) -> str:
-    """Version, a number for each partition from 0 on, checksum; URL-safe, for an id line, a query and a header alike."""
-    body = bytearray([_CURSOR_VERSION])
-    for partition in range(max(positions, default=-1) + 1):
-        body += _varint(positions.get(partition, 0))
-    body += zlib.crc32(body).to_bytes(_CHECKSUM_BYTES)
-    return base64.urlsafe_b64encode(body).rstrip(b"=").decode()
-
-
-def decode_cursor(text: str) -> dict[int, int]:
-    """Raises RequestRefused (INVALID_CURSOR)."""
-    try:
-        # Strict where the library is lenient: it would drop characters that it does not know.
-        raw = base64.b64decode(text.encode("ascii") + b"=" * (-len(text) % 4), altchars=b"-_", validate=True)
-    except (binascii.Error, ValueError):
-        raise _not_a_cursor() from None
-    body, checksum = raw[:-_CHECKSUM_BYTES], raw[-_CHECKSUM_BYTES:]
-    if not body or body[0] != _CURSOR_VERSION or zlib.crc32(body).to_bytes(_CHECKSUM_BYTES) != checksum:
-        raise _not_a_cursor()
-    positions: dict[int, int] = {}
-    value = shift = 0
-    for byte in body[1:]:
-        value |= (byte & 0x7F) << shift
-        shift += 7
-        if not byte & 0x80:
-            positions[len(positions)] = value
-            value = shift = 0
-    if shift or len(positions) > _MOST_PARTITIONS:
-        raise _not_a_cursor()
-    return positions
-
-
-def _varint(value: int) -> bytes:
-    encoded = bytearray()
-    while value > 0x7F:
-        encoded.append(value & 0x7F | 0x80)
-        value >>= 7
-    encoded.append(value)
-    return bytes(encoded)
-
-
-def _not_a_cursor() -> RequestRefused:
-    return RequestRefused(
-        ErrorCode.INVALID_CURSOR, "This is no cursor of this service. Use the id of a message, or `earliest`, or leave it out."
-    )
 
 
 def start_positions(cursor: str | None, offsets: Mapping[int, tuple[int, int]]) -> dict[int, int]:
@@ -93,7 +41,7 @@ def start_positions(cursor: str | None, offsets: Mapping[int, tuple[int, int]]) 
         return {partition: end for partition, (_, end) in offsets.items()}
     if cursor == EARLIEST:
         return {partition: begin for partition, (begin, _) in offsets.items()}
-    positions = decode_cursor(cursor)
+    positions = events_start(cursor)
     # A partition that the cursor does not know was added after it: all of it is new to this reader.
     start = {partition: positions.get(partition, begin) for partition, (begin, _) in offsets.items()}
     if positions.keys() - offsets.keys() or any(start[partition] > end for partition, (_, end) in offsets.items()):
@@ -154,7 +102,7 @@ class Feed:
     @property
     def cursor(self) -> str:
         """Behind everything read so far, wanted or not."""
-        return encode_cursor(self._positions)
+        return events_cursor(self._positions)
 
     @property
     def is_at_its_end(self) -> bool:

@@ -1,0 +1,164 @@
+"""The query service put together: routes, middlewares, and a cleanup context a resource, opened in order, closed in reverse."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import suppress
+from typing import Protocol, TypeVar
+
+import structlog
+from aiohttp import web
+
+from infra.errors import TransientError
+from infra.health import Check
+from infra.retry import until_done
+from infra.settings import QuerySettings
+from query_service.admission import Admission
+from query_service.event_feed import EventFeed
+from query_service.freshness import FreshnessFollower
+from query_service.keys import (
+    BROKER,
+    CHECKS,
+    CONTENTS,
+    FEED,
+    FRESHNESS,
+    METADATA,
+    MODEL,
+    OBJECTS,
+    OPENAPI,
+    SEARCHER,
+    SEARCHES,
+    SETTINGS,
+    SETTLING,
+    STOPPING,
+    VECTORS,
+)
+from query_service.middlewares import add_safe_headers, observe, translate_errors
+from query_service.openapi import document
+from query_service.resources import REAL, Resources
+from query_service.routes import events, images, operations, page, search
+from query_service.search import Searcher, active_model
+from query_service.settled import Settling
+from schemas.topics import PROCESSOR_GROUP
+
+START_PATIENCE_SECONDS = 60.0
+"""How long a start waits for the metadata store. A stack that starts everything at once has it within seconds."""
+
+ENDPOINTS = (*page.ENDPOINTS, *search.ENDPOINTS, *images.ENDPOINTS, *events.ENDPOINTS, *operations.ENDPOINTS)
+
+Context = Callable[[web.Application], AsyncIterator[None]]
+
+log = structlog.get_logger(__name__)
+
+
+class _Closable(Protocol):
+    async def close(self) -> None: ...
+
+
+Store = TypeVar("Store", bound=_Closable)
+
+
+def init_app(settings: QuerySettings, resources: Resources = REAL) -> web.Application:
+    """Opens nothing before the application starts. The start raises ConfigurationError and StoreUnavailable."""
+    # Bodies are counted where they are read (upload.py). This is the fence for routes that take none.
+    app = web.Application(middlewares=[observe, translate_errors], client_max_size=settings.max_object_bytes)
+    app[SETTINGS] = settings
+    app[OPENAPI] = document(ENDPOINTS, largest_limit=settings.max_limit)
+    app[STOPPING] = asyncio.Event()
+    app[SEARCHES] = Admission(
+        at_once=settings.queries_at_once, waiting=settings.queries_waiting, bytes_at_once=settings.body_bytes_at_once
+    )
+    app[CONTENTS] = Admission(at_once=settings.contents_at_once, waiting=settings.contents_waiting)
+    app.on_response_prepare.append(add_safe_headers)
+    app.on_shutdown.append(_end_streams)
+    app.cleanup_ctx.extend(
+        [
+            _store(OBJECTS, resources.objects),
+            _store(METADATA, resources.metadata),
+            _store(VECTORS, resources.vectors),
+            _store(BROKER, resources.broker),
+            _freshness,
+            _searching(resources),
+        ]
+    )
+    for endpoint in ENDPOINTS:
+        app.router.add_route(endpoint.method, endpoint.path, endpoint.handler)
+    return app
+
+
+async def _end_streams(app: web.Application) -> None:
+    app[STOPPING].set()
+
+
+def _store(key: web.AppKey[Store], connect: Callable[[QuerySettings], Awaitable[Store]]) -> Context:
+    async def context(app: web.Application) -> AsyncIterator[None]:
+        app[key] = await connect(app[SETTINGS])
+        yield
+        await app[key].close()
+
+    return context
+
+
+async def _freshness(app: web.Application) -> AsyncIterator[None]:
+    settings = app[SETTINGS]
+    app[FRESHNESS] = FreshnessFollower(
+        broker=app[BROKER],
+        metadata=app[METADATA],
+        buckets=settings.buckets,
+        group=PROCESSOR_GROUP,
+        visibility_bound_seconds=settings.visibility_bound_seconds,
+    )
+    following = asyncio.create_task(app[FRESHNESS].run())
+    yield
+    following.cancel()
+    with suppress(asyncio.CancelledError):
+        await following
+
+
+def _searching(resources: Resources) -> Context:
+    """Everything that needs the model. It comes last: a service that cannot search must not take requests."""
+
+    async def context(app: web.Application) -> AsyncIterator[None]:
+        settings, metadata = app[SETTINGS], app[METADATA]
+        await until_done(metadata.check, on_wait=_say_waiting, give_up_after_seconds=START_PATIENCE_SECONDS)
+        async with resources.model(settings) as model:
+            active = await active_model(metadata, model.fingerprint, model.name)
+            app[MODEL] = active
+            app[SEARCHER] = Searcher(
+                model=active,
+                decode=model.decode,
+                embedder=model.embedder,
+                vectors=app[VECTORS],
+                metadata=metadata,
+                freshness=app[FRESHNESS],
+            )
+            app[SETTLING] = Settling(metadata, app[OBJECTS], settings.wait_timeout_seconds)
+            app[FEED] = EventFeed(app[BROKER], readers=settings.event_readers)
+            app[CHECKS] = _checks(app)
+            log.info("model", name=active.name, precision=active.precision, collection=active.collection)
+            yield
+
+    return context
+
+
+def _checks(app: web.Application) -> Mapping[str, Check]:
+    model = app[MODEL]
+
+    async def buckets() -> None:
+        await asyncio.gather(*(app[OBJECTS].check(bucket) for bucket in app[SETTINGS].buckets))
+
+    async def same_model() -> None:
+        await active_model(app[METADATA], model.fingerprint, model.name)
+
+    return {
+        "object_store": buckets,
+        "metadata_store": app[METADATA].check,
+        "vector_store": lambda: app[VECTORS].check(model.collection),
+        "broker": app[BROKER].check,
+        "model": same_model,
+    }
+
+
+def _say_waiting(error: TransientError, attempt: int) -> None:
+    log.warning("waiting_to_start", error=str(error), attempt=attempt)

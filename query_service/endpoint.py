@@ -1,0 +1,63 @@
+"""A route and what is said about it: the router and the OpenAPI document are made from the same list."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+from aiohttp import web
+from pydantic import BaseModel, ValidationError
+
+from query_service.errors import RequestRefused, invalid_parameters
+from schemas.api import ErrorCode
+
+Parameters = TypeVar("Parameters", bound=BaseModel)
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+JSON = "application/json"
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """`path` in aiohttp's and OpenAPI's common form: `/v1/images/{id}`.
+
+    `answer` is the model of the 200 answer, or its media type. `errors` are the codes beside those that every route can
+    answer with.
+    """
+
+    method: str
+    path: str
+    handler: Handler
+    summary: str
+    answer: type[BaseModel] | str
+    parameters: type[BaseModel] | None = None
+    headers: Mapping[str, str] = field(default_factory=dict)
+    errors: tuple[ErrorCode, ...] = ()
+    takes_picture: bool = False
+
+
+def parse(model: type[Parameters], values: Mapping[str, str]) -> Parameters:
+    """Raises RequestRefused with an entry for each parameter that is wrong."""
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        raise invalid_parameters(error) from None
+
+
+def query_of(request: web.Request) -> dict[str, str]:
+    """The query's parameters. Raises RequestRefused when one comes twice: which was meant cannot be known."""
+    return unique(list(request.query.items()))
+
+
+def unique(pairs: Sequence[tuple[str, str]]) -> dict[str, str]:
+    """Raises RequestRefused when a name comes twice."""
+    values = dict(pairs)
+    if len(values) != len(pairs):
+        raise RequestRefused(ErrorCode.INVALID_REQUEST, "A parameter is given more than once.")
+    return values
+
+
+def answer(model: BaseModel, status: int = 200) -> web.Response:
+    return web.Response(body=model.model_dump_json().encode(), status=status, content_type=JSON, charset="utf-8")

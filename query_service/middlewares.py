@@ -1,0 +1,124 @@
+"""What holds for every request: its id, its line in the log, its metrics, the error shape, and safe headers."""
+
+from __future__ import annotations
+
+import re
+import time
+import uuid
+
+import structlog
+from aiohttp import web
+
+from infra.metrics import HTTP_REQUESTS, HTTP_SECONDS
+from query_service.endpoint import Handler, answer
+from query_service.errors import RequestRefused, refusal_of
+from query_service.streaming import break_off
+from schemas.api import ErrorCode
+
+REQUEST_ID_HEADER = "X-Request-Id"
+_SANE_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+
+EVENTS_PATH = "/v1/events"
+"""Streams last as long as their reader likes: their time says nothing."""
+
+REQUEST_ID = web.RequestKey("request_id", str)
+
+_SAFE_HEADERS = {
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "X-Frame-Options": "DENY",
+    # For data. The page and pictures bring their own.
+    "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
+}
+
+log = structlog.get_logger("query_service.access")
+
+
+@web.middleware
+async def observe(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Outermost: gives the request its id and, when it has ended, writes it down."""
+    sent = request.headers.get(REQUEST_ID_HEADER, "")
+    # What a client sends ends up in our log and headers: only what can do no harm there is taken over.
+    request_id = sent if _SANE_REQUEST_ID.fullmatch(sent) else uuid.uuid4().hex
+    request[REQUEST_ID] = request_id
+    since = time.perf_counter()
+    status = 499
+    try:
+        with structlog.contextvars.bound_contextvars(request_id=request_id):
+            response = await handler(request)
+            status = response.status
+            return response
+    finally:
+        seconds = time.perf_counter() - since
+        resource = request.match_info.route.resource
+        route = resource.canonical if resource is not None else "unknown"
+        HTTP_REQUESTS.labels(route, request.method, status).inc()
+        if route != EVENTS_PATH:
+            HTTP_SECONDS.labels(route).observe(seconds)
+        # Health and metrics are asked every few seconds: at info they would drown the rest.
+        write = log.debug if route in ("/metrics", "/healthz/live", "/healthz/ready") else log.info
+        write(
+            "request",
+            request_id=request_id,
+            method=request.method,
+            path=request.path,
+            status=status,
+            milliseconds=round(1000 * seconds, 2),
+        )
+
+
+@web.middleware
+async def translate_errors(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Whatever is raised becomes the one error shape, unless the answer has already begun."""
+    try:
+        return await handler(request)
+    except web.HTTPException as error:
+        if error.status < 400:
+            raise
+        return error_answer(request, _of_aiohttp(error))
+    except ConnectionError:
+        raise
+    except Exception as error:
+        if request.writer.output_size > 0:
+            # Too late for a status. Breaking the connection is how the client learns that the body is not whole.
+            log.error("answer_broke_off", exc_info=error)
+            break_off(request)
+            raise ConnectionResetError("the answer broke off") from None
+        return error_answer(request, refusal_of(error))
+
+
+def error_answer(request: web.Request, refusal: RequestRefused) -> web.Response:
+    response = answer(refusal.answer(request[REQUEST_ID]), refusal.code.status)
+    if refusal.code is ErrorCode.BODY_TIMEOUT:
+        response.force_close()
+    response.headers.update(refusal.headers)
+    return response
+
+
+def _of_aiohttp(error: web.HTTPException) -> RequestRefused:
+    match error:
+        case web.HTTPNotFound():
+            return RequestRefused(
+                ErrorCode.ROUTE_NOT_FOUND, "There is nothing at this path. /openapi.json lists what there is."
+            )
+        case web.HTTPMethodNotAllowed():
+            allowed = sorted(error.allowed_methods)
+            return RequestRefused(
+                ErrorCode.METHOD_NOT_ALLOWED,
+                f"This path takes {', '.join(allowed)}.",
+                details={"allowed": allowed},
+                headers={"Allow": ", ".join(allowed)},
+            )
+        case web.HTTPRequestEntityTooLarge():
+            return RequestRefused(ErrorCode.BODY_TOO_LARGE, "The body is larger than this route takes.")
+        case _:
+            return refusal_of(error)
+
+
+async def add_safe_headers(request: web.Request, response: web.StreamResponse) -> None:
+    """For the signal on_response_prepare, so that streamed answers have them too."""
+    response.headers[REQUEST_ID_HEADER] = request.get(REQUEST_ID, "")
+    for name, value in _SAFE_HEADERS.items():
+        response.headers.setdefault(name, value)

@@ -1,0 +1,171 @@
+"""The OpenAPI 3.1 document, made from the routes and the models that parse and write what crosses them."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from importlib.metadata import version
+from typing import Any, Literal
+
+from pydantic import BaseModel
+from pydantic.json_schema import models_json_schema
+
+from query_service.endpoint import JSON, Endpoint
+from query_service.upload import FILE_FIELDS
+from schemas.api import ErrorAnswer, ErrorCode, Readiness
+from schemas.events import OutcomeEvent
+
+_REFERENCE = "#/components/schemas/{model}"
+_COMMON_ERRORS = (ErrorCode.INVALID_REQUEST, ErrorCode.INTERNAL_ERROR)
+_BINARY = {"type": "string", "format": "binary"}
+
+Json = dict[str, Any]
+
+
+def document(endpoints: Sequence[Endpoint], *, largest_limit: int) -> bytes:
+    """`largest_limit`: what this deployment allows, which may be less than the API does."""
+    paths: dict[str, Json] = defaultdict(dict)
+    for endpoint in endpoints:
+        paths[endpoint.path][endpoint.method.lower()] = _operation(endpoint, largest_limit)
+    return json.dumps(
+        {
+            "openapi": "3.1.0",
+            "info": {
+                "title": "Image search",
+                "version": version("image-search"),
+                "summary": "Search by picture over what lies in a bucket, and follow what becomes of it.",
+                "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
+            },
+            "paths": paths,
+            "components": {"schemas": _schemas(endpoints)},
+        }
+    ).encode()
+
+
+def _schemas(endpoints: Iterable[Endpoint]) -> Json:
+    answers = {endpoint.answer for endpoint in endpoints if not isinstance(endpoint.answer, str)}
+    models: list[type[BaseModel]] = sorted({*answers, ErrorAnswer, OutcomeEvent}, key=lambda model: model.__name__)
+    mode: Literal["serialization"] = "serialization"
+    _, whole = models_json_schema([(model, mode) for model in models], ref_template=_REFERENCE)
+    schemas: Json = whole["$defs"]
+    return schemas
+
+
+def _operation(endpoint: Endpoint, largest_limit: int) -> Json:
+    properties = _properties(endpoint)
+    if "limit" in properties:
+        properties["limit"]["maximum"] = largest_limit
+    operation: Json = {
+        "operationId": endpoint.handler.__name__,
+        "summary": endpoint.summary,
+        "parameters": [*_path_parameters(endpoint), *_query_parameters(properties), *_header_parameters(endpoint)],
+        "responses": {"200": _good(endpoint), **_errors(endpoint)},
+    }
+    if endpoint.takes_picture:
+        operation["requestBody"] = _picture_body(properties)
+    return operation
+
+
+def _path_parameters(endpoint: Endpoint) -> list[Json]:
+    if "{id}" not in endpoint.path:
+        return []
+    schema = {"type": "string", "pattern": "^[0-9a-fA-F]{64}$"}
+    return [{"name": "id", "in": "path", "required": True, "schema": schema}]
+
+
+def _query_parameters(properties: Json) -> list[Json]:
+    return [
+        {"name": name, "in": "query", "required": False, "schema": schema, "description": schema.get("description", "")}
+        for name, schema in properties.items()
+    ]
+
+
+def _header_parameters(endpoint: Endpoint) -> list[Json]:
+    return [
+        {"name": name, "in": "header", "required": False, "schema": {"type": "string"}, "description": text}
+        for name, text in endpoint.headers.items()
+    ]
+
+
+def _properties(endpoint: Endpoint) -> Json:
+    """Each parameter's schema with what it refers to written out: a query parameter has no `$defs` of its own."""
+    if endpoint.parameters is None:
+        return {}
+    schema = endpoint.parameters.model_json_schema(mode="validation")
+    definitions = schema.get("$defs", {})
+
+    def written_out(part: Any) -> Any:  # noqa: ANN401 - any JSON value
+        match part:
+            case {"$ref": str(reference)}:
+                return definitions[reference.rpartition("/")[2]]
+            case dict():
+                return {name: written_out(value) for name, value in part.items()}
+            case list():
+                # A query cannot carry null: a parameter is there or it is not.
+                return [written_out(entry) for entry in part if entry != {"type": "null"}]
+            case _:
+                return part
+
+    properties: Json = {name: _without_null(written_out(value)) for name, value in schema["properties"].items()}
+    return properties
+
+
+def _without_null(schema: Json) -> Json:
+    if schema.get("default", ...) is None:
+        schema.pop("default")
+    choices = schema.pop("anyOf", None)
+    if choices is None:
+        return schema
+    return {**choices[0], **schema} if len(choices) == 1 else {"anyOf": choices, **schema}
+
+
+def _picture_body(properties: Json) -> Json:
+    first, alias = FILE_FIELDS
+    form = {
+        "type": "object",
+        "properties": {first: _BINARY, alias: _BINARY, **properties},
+        "oneOf": [{"required": [first]}, {"required": [alias]}],
+    }
+    return {
+        "required": True,
+        "content": {
+            "multipart/form-data": {"schema": form},
+            "image/*": {"schema": _BINARY},
+            "application/octet-stream": {"schema": _BINARY},
+        },
+    }
+
+
+def _good(endpoint: Endpoint) -> Json:
+    if isinstance(endpoint.answer, str):
+        schema = {"$ref": _REFERENCE.format(model=OutcomeEvent.__name__)} if "event-stream" in endpoint.answer else {}
+        return {"description": endpoint.summary, "content": {endpoint.answer: {"schema": schema}}}
+    return {"description": endpoint.summary, "content": {JSON: {"schema": _reference(endpoint.answer)}}}
+
+
+def _errors(endpoint: Endpoint) -> Json:
+    by_status: dict[int, list[ErrorCode]] = defaultdict(list)
+    for code in (*_COMMON_ERRORS, *endpoint.errors):
+        by_status[code.status].append(code)
+    answers: Json = {
+        str(status): {
+            "description": ", ".join(codes),
+            "content": {JSON: {"schema": _reference(ErrorAnswer)}},
+            **_headers_of(status),
+        }
+        for status, codes in sorted(by_status.items())
+    }
+    if endpoint.answer is Readiness:
+        answers["503"] = {"description": "Not ready", "content": {JSON: {"schema": _reference(Readiness)}}}
+    return answers
+
+
+def _headers_of(status: int) -> Json:
+    if status not in (429, 503):
+        return {}
+    return {"headers": {"Retry-After": {"description": "Seconds to wait.", "schema": {"type": "integer"}}}}
+
+
+def _reference(model: type[BaseModel]) -> Json:
+    return {"$ref": _REFERENCE.format(model=model.__name__)}

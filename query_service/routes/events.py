@@ -1,0 +1,107 @@
+"""Outcomes as server-sent events: replay from a cursor, then live."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+import structlog
+from aiohttp import web
+
+from infra.errors import ImageSearchError
+from query_service.endpoint import Endpoint, parse, query_of
+from query_service.event_feed import Feed, FeedFilter, FeedMessage
+from query_service.keys import FEED, SETTINGS, STOPPING
+from query_service.middlewares import EVENTS_PATH
+from query_service.streaming import ReaderGone, break_off, is_gone, send
+from schemas.api import ErrorCode, EventParameters
+
+LAST_EVENT_ID_HEADER = "Last-Event-ID"
+MEDIA_TYPE = "text/event-stream"
+RECONNECT_MS = 2000
+_WRITE_BYTES = 64 * 1024
+
+log = structlog.get_logger(__name__)
+
+
+async def events(request: web.Request) -> web.StreamResponse:
+    parameters = parse(EventParameters, query_of(request))
+    # A browser that reconnects repeats its first URL: what it has seen since stands in the header.
+    cursor = request.headers.get(LAST_EVENT_ID_HEADER) or parameters.cursor
+    wanted = FeedFilter(parameters.type, parameters.narrow)
+    async with request.app[FEED].open(cursor, wanted, follow=parameters.follow) as feed:
+        response = web.StreamResponse(
+            headers={
+                "Content-Type": f"{MEDIA_TYPE}; charset=utf-8",
+                "Cache-Control": "no-store",
+                "X-Accel-Buffering": "no",  # nginx would hold the stream back
+            }
+        )
+        await response.prepare(request)
+        try:
+            await _stream(request, response, feed)
+        except ReaderGone:
+            pass
+        except ImageSearchError as error:
+            # An ordinary end would look like the end of a replay. A broken connection makes the reader come back.
+            log.warning("event_stream_broke_off", error=str(error))
+            break_off(request)
+        return response
+
+
+async def _stream(request: web.Request, response: web.StreamResponse, feed: Feed) -> None:
+    stopping: asyncio.Event = request.app[STOPPING]
+    heartbeat = request.app[SETTINGS].event_heartbeat_seconds
+    # An id without data sets the reader's last id and dispatches nothing: who reconnects before the first event has a place.
+    await send(request, response, f"retry: {RECONNECT_MS}\nid: {feed.cursor}\n\n".encode())
+    sent_at = time.monotonic()
+    async for messages in feed:
+        if stopping.is_set() or is_gone(request):
+            return
+        for piece in _pieces(messages):
+            await send(request, response, piece)
+        if messages:
+            sent_at = time.monotonic()
+        elif time.monotonic() - sent_at >= heartbeat:
+            await send(request, response, f": heartbeat\nid: {feed.cursor}\n\n".encode())
+            sent_at = time.monotonic()
+    # Behind what a filter left out, so that a reader who comes back does not read it again.
+    await send(request, response, f"id: {feed.cursor}\n\n".encode())
+
+
+def _pieces(messages: list[FeedMessage]) -> list[bytes]:
+    """Bundled, because each write is a system call, and not too large, because a write is a place to wait for the reader."""
+    pieces: list[bytes] = []
+    piece = bytearray()
+    for message in messages:
+        piece += _framed(message)
+        if len(piece) >= _WRITE_BYTES:
+            pieces.append(bytes(piece))
+            piece.clear()
+    if piece:
+        pieces.append(bytes(piece))
+    return pieces
+
+
+def _framed(message: FeedMessage) -> bytes:
+    lines = b"".join(b"data: %b\n" % line for line in message.event.splitlines())
+    return b"id: %b\n%b\n" % (message.cursor.encode(), lines)
+
+
+ENDPOINTS = (
+    Endpoint(
+        "GET",
+        EVENTS_PATH,
+        events,
+        "What became of objects, as server-sent events: CloudEvents, each with a cursor for its id",
+        MEDIA_TYPE,
+        parameters=EventParameters,
+        headers={LAST_EVENT_ID_HEADER: "The id of the last message seen; goes before `cursor`."},
+        errors=(
+            ErrorCode.INVALID_CURSOR,
+            ErrorCode.CURSOR_EXPIRED,
+            ErrorCode.TOO_MANY_READERS,
+            ErrorCode.STORE_UNAVAILABLE,
+        ),
+    ),
+)

@@ -1,0 +1,77 @@
+"""For those who run it: state, health, metrics, and the description of this API."""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+
+from aiohttp import web
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+
+from infra.health import readiness
+from query_service.endpoint import JSON, Endpoint, answer
+from query_service.keys import CHECKS, FRESHNESS, METADATA, MODEL, OPENAPI, SETTINGS
+from schemas.api import ErrorCode, Liveness, ModelStatus, Readiness, Status
+from schemas.tables import RowState
+from schemas.vectors import COLLECTION_SCHEMA_VERSION
+
+
+async def status(request: web.Request) -> web.Response:
+    app = request.app
+    settings, model, freshness = app[SETTINGS], app[MODEL], app[FRESHNESS]
+    counts = await app[METADATA].counts()
+    return answer(
+        Status(
+            deployment=settings.deployment,
+            buckets=list(settings.buckets),
+            images={state: counts.get(state, 0) for state in RowState},
+            lag=freshness.lag,
+            model=ModelStatus(
+                name=model.name,
+                fingerprint=model.fingerprint,
+                dimension=model.dimension,
+                backend=model.backend,
+                precision=model.precision,
+                collection=model.collection,
+            ),
+            freshness=freshness.status(),
+            versions={
+                "image-search": version("image-search"),
+                "api": "1",
+                "collection_schema": str(COLLECTION_SCHEMA_VERSION),
+            },
+        )
+    )
+
+
+async def live(_request: web.Request) -> web.Response:
+    return answer(Liveness())
+
+
+async def ready(request: web.Request) -> web.Response:
+    components = await readiness(request.app[CHECKS])
+    all_well = all(state == "ok" for state in components.values())
+    return answer(Readiness(ready=all_well, components=components), 200 if all_well else 503)
+
+
+async def metrics(_request: web.Request) -> web.Response:
+    return web.Response(body=generate_latest(), headers={"Content-Type": CONTENT_TYPE_LATEST})
+
+
+async def openapi(request: web.Request) -> web.Response:
+    return web.Response(body=request.app[OPENAPI], content_type=JSON, charset="utf-8")
+
+
+ENDPOINTS = (
+    Endpoint(
+        "GET",
+        "/v1/status",
+        status,
+        "Counts by state, lag, model, freshness, versions",
+        Status,
+        errors=(ErrorCode.STORE_UNAVAILABLE,),
+    ),
+    Endpoint("GET", "/healthz/live", live, "The process runs", Liveness),
+    Endpoint("GET", "/healthz/ready", ready, "By component; 503 while one is not well", Readiness),
+    Endpoint("GET", "/metrics", metrics, "Prometheus metrics", "text/plain"),
+    Endpoint("GET", "/openapi.json", openapi, "This document", JSON),
+)
