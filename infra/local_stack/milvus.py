@@ -1,0 +1,213 @@
+"""Milvus standalone 2.3.5, run from one unpacked copy in the cache folder.
+
+The wheel's own starter is not used: it unpacks 250 MB for each data folder, leaves its child behind on SIGTERM, and moves
+to another port without a word when one is taken.
+"""
+
+from __future__ import annotations
+
+import json
+import lzma
+import os
+import re
+import shutil
+from collections.abc import Callable, Mapping
+from contextlib import AbstractAsyncContextManager
+from http import HTTPStatus
+from importlib import metadata, resources
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+
+from infra.errors import ConfigurationError
+from infra.local_stack.folder import Credentials
+from infra.local_stack.program import NotReady, Program
+from infra.settings import StackSettings
+from infra.vector_store.accounts import change_password
+
+USER = "root"
+FIRST_PASSWORD = "Milvus"  # noqa: S105 - what every new Milvus has; changed before anything else starts
+ADDRESS_NOTICE = (
+    "Milvus listens on every network interface (version 2.3.5 cannot do otherwise). Clients need a password; the ports "
+    "between its own parts have none: use a firewall, or a network that you trust."
+)
+_PLACEHOLDER = re.compile(r"\{\{\s*(\w+)\s*(?:\(\w+\))?\s*(?::\s*([^}]*?))?\s*\}\}")
+PROBE_TIMEOUT_SECONDS = 4.0
+PROBE_TIMEOUT = aiohttp.ClientTimeout(total=PROBE_TIMEOUT_SECONDS)
+_ROLES = ("PROXY", "ROOTCOORD", "QUERYCOORD", "QUERYNODE", "INDEXNODE", "DATACOORD", "DATANODE")
+
+
+def unpack(cache_dir: Path, say: Callable[[str], None]) -> Path:
+    """The folder with Milvus's program and libraries, unpacked from the wheel once for each version. Blocking."""
+    folder = cache_dir / f"milvus-{metadata.version('milvus')}"
+    if folder.exists():
+        return folder
+    packed = resources.files("milvus") / "data" / "bin"
+    names = sorted(entry.name for entry in packed.iterdir() if entry.name.endswith(".lzma"))
+    scratch = folder.with_name(f".{folder.name}.{os.getpid()}")
+    shutil.rmtree(scratch, ignore_errors=True)
+    scratch.mkdir(parents=True)
+    for number, name in enumerate(names, 1):
+        say(f"unpacking Milvus: {number} of {len(names)} files")
+        target = scratch / name.removesuffix(".lzma")
+        with (packed / name).open("rb") as raw, lzma.open(raw) as plain, target.open("wb") as file:
+            shutil.copyfileobj(plain, file, 1024 * 1024)
+        target.chmod(0o755)
+    try:
+        # A whole folder or none: a second stack may unpack at the same time, and either result will do.
+        scratch.rename(folder)
+    except OSError:
+        shutil.rmtree(scratch)
+        if not folder.exists():
+            raise
+    return folder
+
+
+def prepare(root: Path, settings: StackSettings) -> None:
+    folder = root / "milvus"
+    for name in ("configs", "data", "run"):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+    template = (resources.files("milvus") / "data" / "config.yaml.template").read_text()
+    (folder / "configs" / "milvus.yaml").write_text(render(template, _template_values(root, settings)))
+    (folder / "configs" / "glog.conf").write_text("--logtostderr=true\n--minloglevel=1\n")
+    client = f"http://127.0.0.1:{settings.milvus_etcd_port}"
+    peer = f"http://127.0.0.1:{settings.milvus_etcd_peer_port}"
+    # JSON is YAML. Without this file etcd takes its usual ports, whatever Milvus is told.
+    etcd = {
+        "name": "default",
+        "listen-client-urls": client,
+        "advertise-client-urls": client,
+        "listen-peer-urls": peer,
+        "initial-advertise-peer-urls": peer,
+        "initial-cluster": f"default={peer}",
+        "log-level": "warn",
+    }
+    (folder / "configs" / "etcd.yaml").write_text(json.dumps(etcd, indent=1))
+
+
+def render(template: str, values: Mapping[str, object]) -> str:
+    """Fill the wheel's template: `{{ name }}`, `{{ name: default }}`, `{{ name(type): default }}`.
+
+    Raises ConfigurationError for a placeholder with neither value nor default, and for a value without a placeholder:
+    then the wheel is another version than the one these settings were found for.
+    """
+    unused = set(values)
+
+    def fill(match: re.Match[str]) -> str:
+        name, default = match[1], match[2]
+        unused.discard(name)
+        if name not in values and default is None:
+            raise ConfigurationError(f"Milvus's configuration needs a value for {name}; is the wheel `milvus` another version?")
+        return str(values.get(name, default))
+
+    text = _PLACEHOLDER.sub(fill, template)
+    if unused:
+        raise ConfigurationError(f"Milvus's configuration does not know {', '.join(sorted(unused))}; another version?")
+    return text
+
+
+def program(root: Path, settings: StackSettings, credentials: Credentials, binaries: Path) -> Program:
+    folder = root / "milvus"
+    return Program(
+        name="milvus",
+        # The alias names its pid file, which lies in one place for all of a machine: two stacks would share it.
+        command=(str(binaries / "milvus"), "run", "standalone", f"-alias=stack-{settings.milvus_port}"),
+        working_dir=folder,
+        environment=_environment(folder, settings),
+        library_path=binaries,
+        ready=lambda: _ready(settings, credentials.milvus_password),
+        start_seconds=settings.server_start_seconds,
+        stop_seconds=20.0,
+    )
+
+
+def _template_values(root: Path, settings: StackSettings) -> dict[str, object]:
+    data = root / "milvus" / "data"
+    return {
+        "etcd_port": settings.milvus_etcd_port,
+        "proxy_port": settings.milvus_port,
+        "proxy_internal_port": settings.milvus_proxy_port,
+        "root_coord_port": settings.milvus_root_coord_port,
+        "query_coord_port": settings.milvus_query_coord_port,
+        "query_node_port": settings.milvus_query_node_port,
+        "index_node_port": settings.milvus_index_node_port,
+        "data_coord_port": settings.milvus_data_coord_port,
+        "data_node_port": settings.milvus_data_node_port,
+        "etcd_data_dir": data / "etcd",
+        "etcd_log_path": root / "logs" / "milvus-etcd.log",
+        "local_storage_dir": data,
+        "rocksmq_data_dir": data / "rocksmq",
+        "system_log_path": root / "logs",
+        "authorization_enabled": "true",
+    }
+
+
+def _environment(folder: Path, settings: StackSettings) -> dict[str, str]:
+    """Settings that the template does not offer; Milvus reads each of its settings from the environment, too."""
+    return {
+        "DEPLOY_MODE": "STANDALONE",
+        "MILVUSCONF": str(folder / "configs"),
+        "MILVUS_RUN_DIR": str(folder / "run"),
+        "METRICS_PORT": str(settings.milvus_metrics_port),
+        "ETCD_CONFIG_PATH": str(folder / "configs" / "etcd.yaml"),
+        "ETCD_ENDPOINTS": f"127.0.0.1:{settings.milvus_etcd_port}",
+        # Its parts find each other by this address; by default it is that of the network, which a laptop changes.
+        **{f"{role}_IP": "127.0.0.1" for role in _ROLES},
+        # With collections loaded it would not end within ten minutes of SIGTERM.
+        "COMMON_GRACEFULSTOPTIMEOUT": "3",
+        "COMMON_SESSION_TTL": "5",
+        # A vector is found about 65 ms after it was written, not 150 to 350.
+        "PROXY_TIMETICKINTERVAL": "50",
+        # The interim index of growing segments finds a third of what it should.
+        "QUERYNODE_SEGCORE_INTERIMINDEX_ENABLEINDEX": "false",
+        # After a start the log is read again from the last written segment, ticks included, at 400 entries a second: with the
+        # usual 600 s that takes 40 s.
+        "DATANODE_SEGMENT_SYNCPERIOD": "30",
+        "LOG_LEVEL": "warn",
+        "LOG_STDOUT": "false",
+        "LOG_FILE_MAXSIZE": "20",
+        "LOG_FILE_MAXBACKUPS": "2",
+    }
+
+
+async def _ready(settings: StackSettings, password: str) -> None:
+    """The proxy answers to our password, and each loaded collection answers a real query. Its health page says yes too early.
+
+    At the first start the password is still the one that every Milvus has, and is changed here.
+    """
+    root = f"http://127.0.0.1:{settings.milvus_port}"
+    headers = {"Authorization": f"Bearer {USER}:{password}"}
+    try:
+        async with aiohttp.ClientSession(f"{root}/v1/vector/", headers=headers, timeout=PROBE_TIMEOUT) as session:
+            for name in await _answer(session.get("collections")):
+                await _require_searchable(session, name)
+    except aiohttp.ClientResponseError as error:
+        if error.status == HTTPStatus.UNAUTHORIZED:
+            await change_password(root, USER, FIRST_PASSWORD, password, timeout_seconds=PROBE_TIMEOUT_SECONDS)
+        raise NotReady(f"Milvus answers {error.status}") from None
+    except (aiohttp.ClientError, TimeoutError) as error:
+        raise NotReady(f"Milvus does not answer: {type(error).__name__}") from None
+
+
+async def _require_searchable(session: aiohttp.ClientSession, collection: str) -> None:
+    description = await _answer(session.get("collections/describe", params={"collectionName": collection}))
+    if description["load"] == "LoadStateNotLoad":
+        return
+    if description["load"] != "LoadStateLoaded":
+        raise NotReady(f"Milvus is loading collection {collection}")
+    key = next(each for each in description["fields"] if each["primaryKey"])
+    # No row is asked for; what counts is that the query node has caught up with its log and answers at all.
+    nothing = '""' if key["type"].startswith("VarChar") else "0"
+    body = {"collectionName": collection, "filter": f"{key['name']} == {nothing}", "limit": 1, "outputFields": [key["name"]]}
+    await _answer(session.post("query", json=body))
+
+
+async def _answer(request: AbstractAsyncContextManager[aiohttp.ClientResponse]) -> Any:  # noqa: ANN401 - JSON of any shape
+    """The `data` of an answer. Milvus says most of its errors with status 200 and a code of its own."""
+    async with request as response:
+        response.raise_for_status()
+        body = await response.json()
+    if body["code"] != HTTPStatus.OK:
+        raise NotReady(f"Milvus answers {body['code']}: {body.get('message', '')}")
+    return body["data"]

@@ -1,0 +1,116 @@
+"""What all tests share: real servers, started once a run and only when a test asks for them; no sockets in unit tests."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import secrets
+import socket
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn, Protocol, TypeVar
+
+import pytest
+
+from infra.errors import ImageSearchError
+from infra.settings import CommonSettings, StackSettings
+
+if TYPE_CHECKING:
+    from infra.local_stack.supervisor import Supervisor
+
+UNIT_TESTS = Path(__file__).parent / "unit"
+
+Settings = TypeVar("Settings", bound=CommonSettings)
+
+
+@dataclass(frozen=True, slots=True)
+class Servers:
+    """SeaweedFS, Kafka and Milvus as they run for this session.
+
+    `stack` is their supervisor: `kill(name)` is SIGKILL, after which it starts the server again; `wait_ready(name)` returns
+    when that is done; `async with paused(name)` keeps one away. Names: seaweedfs, kafka, milvus.
+    """
+
+    settings: CommonSettings
+    stack: Supervisor
+    ports: StackSettings
+    values: dict[str, str]
+    """Fields of any service's settings that point at these servers."""
+
+
+class FreshSettings(Protocol):
+    """`fresh_settings(QuerySettings, max_limit=5)`: settings with a bucket, topics, collections and a database of their own.
+
+    Nothing is created: neither bucket nor topics nor tables.
+    """
+
+    def __call__(self, kind: type[Settings], **changes: object) -> Settings: ...
+
+
+def unavailable(reason: str) -> NoReturn:
+    """Skip; on CI fail, because there a test that does not run is a test that does not pass."""
+    if os.environ.get("CI") == "true":
+        pytest.fail(reason)
+    pytest.skip(reason)
+
+
+@pytest.fixture(scope="session")
+async def servers(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Servers]:
+    """The servers that `image-search up` would start, on free ports, under a temporary folder."""
+    try:
+        from infra.local_stack import ports
+        from infra.local_stack import servers as local_servers
+        from infra.local_stack.folder import Credentials, StackFolder
+        from infra.local_stack.supervisor import Supervisor
+    except ImportError as error:
+        unavailable(f"the local servers are not installed: {error}")
+    folder = StackFolder(tmp_path_factory.mktemp("servers"), "embedded")
+    folder.make()
+    names = list(StackSettings().ports())
+    settings = StackSettings.model_validate(dict(zip(names, ports.find_free(len(names)), strict=True)))
+    credentials = Credentials.of(folder)
+    stack = Supervisor(folder.logs, folder.processes_file)
+    try:
+        try:
+            await stack.start(await local_servers.prepare(folder, settings, credentials, print))
+        except ImageSearchError as error:
+            unavailable(f"the local servers cannot start here: {error}")
+        values = local_servers.addresses(folder.root, settings, credentials)
+        yield Servers(CommonSettings.model_validate(values), stack, settings, values)
+    finally:
+        await stack.stop()
+
+
+@pytest.fixture
+def fresh_settings(servers: Servers, tmp_path: Path) -> FreshSettings:
+    numbers = itertools.count(1)
+
+    def make(kind: type[Settings], **changes: object) -> Settings:
+        name = f"t{secrets.token_hex(4)}{next(numbers)}"
+        own = {
+            "buckets": name,
+            "kafka_topic_prefix": f"{name}.",
+            "kafka_partitions": 2,
+            "milvus_collection_prefix": f"{name}_",
+            "database_url": f"sqlite+aiosqlite:///{tmp_path / name}.db",
+            "processor_data_dir": str(tmp_path / f"{name}-worker"),
+        }
+        return kind.model_validate({**servers.values, **own, **changes})
+
+    return make
+
+
+@pytest.fixture(autouse=True)
+def _no_sockets_in_unit_tests(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A unit test that reaches for the network fails, and names the address. Pairs of sockets inside the process may be."""
+    if UNIT_TESTS not in request.path.parents:
+        yield
+        return
+
+    def refuse(self: socket.socket, address: object) -> NoReturn:
+        raise AssertionError(f"a unit test opened a socket to {address}")
+
+    for method in ("connect", "connect_ex", "bind"):
+        monkeypatch.setattr(socket.socket, method, refuse)
+    yield
