@@ -1,0 +1,78 @@
+"""`make bench`: both arms of each measure in one run on one machine, raw rounds kept. Never part of the tests."""
+
+from __future__ import annotations
+
+import asyncio
+import tempfile
+from pathlib import Path
+
+import aiohttp
+from rich.console import Console
+
+from infra import metadata_store, vector_store
+from infra.settings import ProcessorSettings
+from processors.app import active_model
+from processors.embedding import open_embedder, prepare_model
+from tests.benchmarks import bare, measures
+from tests.benchmarks.report import Result, publish
+from tests.pictures import edited_copy, jpeg
+from tests.stack import FullStack
+
+MEMORY_GOAL_GIB = 4.0
+EFFICIENCY_GOAL = 0.3
+BARE_PICTURES = 64
+
+
+async def run(stack: FullStack, console: Console) -> None:
+    settings = stack.settings(ProcessorSettings)
+    prepared = await prepare_model(settings, console.print)
+    metadata, vectors = await metadata_store.connect(settings), await vector_store.connect(settings)
+    embedder = await open_embedder(prepared, settings)
+    try:
+        collection = (await active_model(metadata, prepared)).collection
+        rules = bare.rules_of(prepared, settings)
+        pixels = bare.pixels_of([jpeg(number) for number in range(BARE_PICTURES)], rules)
+        async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=60)) as session:
+            bench = measures.Bench(stack, settings, session)
+            results = await measures.freshness(bench, console.print)
+            before, by_batch = await bare.model_rate(embedder, pixels)
+            filled = await measures.backlog(bench, console.print)
+            after, _ = await bare.model_rate(embedder, pixels)
+            model = (before + after) / 2
+            console.print(f"bare model: {before:.0f} and {after:.0f} pictures a second, by batch size {_rounded(by_batch)}")
+            results.append(
+                Result(
+                    "backlog over bare model",
+                    filled.rate / model,
+                    EFFICIENCY_GOAL,
+                    "×",
+                    at_least=True,
+                    rounds=[filled.rate, before, after],
+                )
+            )
+            queries = [edited_copy(jpeg(number)) for number in range(measures.SEARCHES)]
+            search = bare.BareSearch(rules, embedder, vectors, collection)
+            results += await measures.search_overhead(bench, search, queries, console.print)
+        memory = stack.resident_bytes()
+        results.append(Result("resident memory, all processes", sum(memory.values()) / 2**30, MEMORY_GOAL_GIB, "GiB"))
+        with_torch = stack.processes_with("libtorch")
+        results.append(Result("serving processes with torch", len(with_torch), 0, "processes"))
+        publish(results, filled.cpu_seconds, console)
+    finally:
+        await embedder.close()
+        await vectors.close()
+        await metadata.close()
+
+
+def _rounded(rates: dict[int, float]) -> dict[int, int]:
+    return {batch: round(rate) for batch, rate in rates.items()}
+
+
+def main() -> None:
+    console = Console()
+    with tempfile.TemporaryDirectory(prefix="image-search-bench-") as folder, FullStack.running(Path(folder)) as stack:
+        asyncio.run(run(stack, console))
+
+
+if __name__ == "__main__":
+    main()
