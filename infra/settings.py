@@ -64,6 +64,9 @@ class CommonSettings(_Settings):
     )
     kafka_replication: int = Field(1, ge=1, le=9, description="Copies of each partition when a topic is created.")
     kafka_timeout_seconds: float = Field(15.0, gt=0, description="Longest wait for one broker call.")
+    commit_interval_seconds: float = Field(
+        1.0, gt=0, description="Time between commits of offsets; bounds work repeated after a kill."
+    )
 
     milvus_uri: str = Field("http://127.0.0.1:19530", pattern=r"^https?://[^/]+$", description="Vector store, scheme and host.")
     milvus_token: SecretStr = Field(SecretStr(""), description="user:password of the vector store.")
@@ -146,9 +149,6 @@ class ProcessorSettings(CommonSettings, ModelSettings):
     )
     include: Names = Field(("*",), description="Patterns of keys that are pictures, comma-separated.")
     exclude: Names = Field((), description="Patterns of keys that are ignored, comma-separated.")
-    commit_interval_seconds: float = Field(
-        1.0, gt=0, description="Time between commits of offsets; bounds work repeated after a kill."
-    )
     session_timeout_seconds: float = Field(10.0, ge=6, description="A worker silent for this long loses its partitions.")
     max_poll_interval_hours: float = Field(24.0, gt=0, description="Longest store outage that a worker sits out.")
     watchdog_seconds: float = Field(300.0, gt=0, description="Lag without any progress for this long ends the process.")
