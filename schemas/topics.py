@@ -5,14 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 _DAY_MS = 24 * 3600 * 1000
+_MIB = 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
 class Topic:
-    """A topic of ours. `name` is without the deployment's prefix."""
+    """A topic of ours. `name` is without the deployment's prefix. `max_message_bytes` counts key, value and headers."""
 
     name: str
     retention_ms: int
+    max_message_bytes: int = _MIB
 
     def full_name(self, prefix: str) -> str:
         return f"{prefix}{self.name}"
@@ -22,6 +24,7 @@ class Topic:
         return {
             "cleanup.policy": "delete",
             "retention.ms": str(self.retention_ms),
+            "max.message.bytes": str(self.max_message_bytes),
             # A record's time is when we wrote it: `indexed_through` reads it back.
             "message.timestamp.type": "CreateTime",
         }
@@ -30,7 +33,8 @@ class Topic:
 OBJECT_NOTIFICATIONS = Topic("object-notifications", 7 * _DAY_MS)
 OBJECTS = Topic("objects", 7 * _DAY_MS)
 OUTCOMES = Topic("outcomes", 30 * _DAY_MS)
-DEAD_LETTERS = Topic("dead-letters", 30 * _DAY_MS)
+# A dead letter is a message as it came, whatever its size, and headers beside it.
+DEAD_LETTERS = Topic("dead-letters", 30 * _DAY_MS, max_message_bytes=2 * _MIB)
 
 ALL_TOPICS = (OBJECT_NOTIFICATIONS, OBJECTS, OUTCOMES, DEAD_LETTERS)
 

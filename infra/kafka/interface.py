@@ -50,9 +50,10 @@ class PartitionLag:
 
 class Producer(Protocol):
     async def send(self, topic: Topic, messages: Sequence[Message]) -> None:
-        """Returns when the broker has all of them (acks=all, idempotent).
+        """Returns when the broker has all of them (acks=all, idempotent). Calls may overlap.
 
-        Raises StoreUnavailable after its time-out: then each may or may not be there, and is sent again.
+        Raises StoreUnavailable after its time-out: then each may or may not be there, and is sent again. Raises InvalidEvent
+        for a message above the topic's `max_message_bytes`: then none was sent.
         """
 
     async def close(self) -> None: ...
