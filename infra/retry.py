@@ -39,4 +39,9 @@ async def until_done(
         before_sleep=before_sleep,
         reraise=True,
     )
-    return await retrying(call)
+
+    async def attempt() -> Result:
+        # tenacity awaits only what it can tell to be a coroutine function, which a lambda is not.
+        return await call()
+
+    return await retrying(attempt)

@@ -16,6 +16,7 @@ import faust
 import faust.streams
 import structlog
 from mode import Service
+from mode.types.signals import BaseSignalT
 
 from infra import kafka, metadata_store, object_store, vector_store
 from infra.errors import ConfigurationError, TransientError
@@ -26,7 +27,7 @@ from infra.retry import until_done
 from infra.settings import ProcessorSettings
 from processors.decode_pool import DecodePool
 from processors.delivery import Batcher
-from processors.embedding import PreparedModel, open_embedder, prepare_model
+from processors.embedding import PreparedModel, check_golden, open_embedder, prepare_model
 from processors.outcomes import RowMaker
 from processors.pipeline import AfterStep, Pipeline, Progress
 from processors.reading import Reader, ReadingRules
@@ -82,7 +83,7 @@ def make_app(settings: ProcessorSettings, batcher: Batcher) -> faust.App:
 
     app.agent(topic, concurrency=1, name="take-in")(take_in)
 
-    async def finish(_sender: Any, *_arguments: Any, signal: Any = None, **_more: Any) -> None:  # noqa: ANN401
+    async def finish(_sender: Any, /, *_arguments: Any, signal: BaseSignalT[Any], **_more: Any) -> None:  # noqa: ANN401
         # Faust stops its consumer before acknowledgements made during the shutdown are committed: finish, then commit.
         await batcher.stop()
         if app.crash_reason is None and batcher.crash_reason is None:
@@ -169,9 +170,10 @@ async def _parts(
         log.info(
             "model", name=model.name, backend=settings.model_backend, precision=model.precision, collection=model.collection
         )
-        embedder = await open_embedder(prepared, settings)
+        embedder = await open_embedder(prepared.description, settings)
         stack.push_async_callback(embedder.close)
-        decoder = DecodePool(settings, prepared.description)
+        await check_golden(embedder, prepared.description)
+        decoder = DecodePool.from_settings(prepared.description.decode_rules(settings), settings)
         await decoder.start()
         stack.push_async_callback(decoder.close)
         producer = await until_done(broker.producer, on_wait=_say_waiting)

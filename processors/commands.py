@@ -6,6 +6,7 @@ import asyncio
 import json
 import sys
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,7 @@ async def upgrade_step(settings: ProcessorSettings, say: Callable[[str], None]) 
                 dimension=prepared.description.dimension,
                 backend=settings.model_backend,
                 precision=settings.model_precision,
-                description=prepared.description.to_json(),
+                description=asdict(prepared.description),
                 state=ModelState.ACTIVE,
                 created_at_us=time.time_ns() // 1000,
             )

@@ -4,46 +4,22 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
 import urllib.request
 from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
 
+from infra.local_stack import ports
 from infra.settings import ENV_PREFIX, STACK_FILE_NAME, AnySettings, StackSettings, load
 
 IMAGE_SEARCH = str(Path(sys.executable).with_name("image-search"))
 START_SECONDS = 300.0
 STOP_SECONDS = 60.0
-LOWEST_PORT, HIGHEST_PORT = 20_000, 32_000
-
-
-def free_ports(names: Sequence[str]) -> dict[str, int]:
-    """Ports nobody listens on, below the range that outgoing connections are given."""
-    found: dict[str, int] = {}
-    candidate = LOWEST_PORT + os.getpid() % 5_000
-    for name in names:
-        while not _is_free(candidate):
-            candidate += 1
-        found[name] = candidate
-        candidate += 1
-        if candidate > HIGHEST_PORT:
-            raise RuntimeError("no free port left")
-    return found
-
-
-def _is_free(port: int) -> bool:
-    with closing(socket.socket()) as probe:
-        try:
-            probe.bind(("127.0.0.1", port))
-        except OSError:
-            return False
-    return True
 
 
 class FullStack:
@@ -65,8 +41,9 @@ class FullStack:
 
     @classmethod
     def start(cls, folder: Path, *, arguments: Sequence[str] = (), **variables: str) -> FullStack:
-        ports = {f"{ENV_PREFIX}{name.upper()}": str(port) for name, port in free_ports(list(StackSettings().ports())).items()}
-        environment = {**os.environ, **ports, **variables}
+        names = [f"{ENV_PREFIX}{name.upper()}" for name in StackSettings().ports()]
+        free = dict(zip(names, map(str, ports.find_free(len(names))), strict=True))
+        environment = {**os.environ, **free, **variables}
         state_dir, log = folder / "state", folder / "up.log"
         command = [IMAGE_SEARCH, "--state-dir", str(state_dir), "up", *arguments]
         with log.open("ab") as output:

@@ -27,10 +27,10 @@ async def run(stack: FullStack, console: Console) -> None:
     settings = stack.settings(ProcessorSettings)
     prepared = await prepare_model(settings, console.print)
     metadata, vectors = await metadata_store.connect(settings), await vector_store.connect(settings)
-    embedder = await open_embedder(prepared, settings)
+    embedder = await open_embedder(prepared.description, settings)
     try:
         collection = (await active_model(metadata, prepared)).collection
-        rules = bare.rules_of(prepared, settings)
+        rules = prepared.description.decode_rules(settings)
         pixels = bare.pixels_of([jpeg(number) for number in range(BARE_PICTURES)], rules)
         async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=60)) as session:
             bench = measures.Bench(stack, settings, session)

@@ -8,11 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from infra.errors import ImageRejected
-from infra.settings import ProcessorSettings
 from infra.vector_store.interface import VectorStore
 from processors.decode import decode
-from processors.embedding import PreparedModel
 from processors.embedding.embedder import Embedder, Pixels
 from processors.raster import DecodeRules
 
@@ -20,8 +17,7 @@ BATCHES = (1, 8, 16, 32)
 
 
 def pixels_of(pictures: Sequence[bytes], rules: DecodeRules) -> Pixels:
-    decoded = [decode(picture, rules) for picture in pictures]
-    return np.stack([one.pixels for one in decoded if not isinstance(one, ImageRejected)])
+    return np.stack([decode(picture, rules).pixels for picture in pictures])
 
 
 async def model_rate(embedder: Embedder, pixels: Pixels) -> tuple[float, dict[int, float]]:
@@ -53,8 +49,3 @@ class BareSearch:
         vector = (await self.embedder.embed(pixels))[0]
         await self.vectors.search(self.collection, vector, limit=limit)
         return time.perf_counter() - started
-
-
-def rules_of(prepared: PreparedModel, settings: ProcessorSettings) -> DecodeRules:
-    height, width = prepared.description.input_size
-    return DecodeRules(height=height, width=width, max_pixels=settings.max_pixels, min_side=settings.min_side_pixels)
