@@ -1,0 +1,211 @@
+"""The bridge as a process: follower, scans and the purge of old rows, side by side until it is told to stop."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import time
+import uuid
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
+from typing import Any
+
+import structlog
+
+from infra import kafka, metadata_store, object_store
+from infra.errors import ConfigurationError, TransientError
+from infra.health import Check, HealthServer
+from infra.kafka.interface import Broker, Producer
+from infra.metadata_store.interface import MetadataStore
+from infra.object_store.interface import ObjectStore
+from infra.retry import until_done
+from infra.settings import BridgeSettings
+from ingest_bridge.backlog import Backlog
+from ingest_bridge.follower import Follower
+from ingest_bridge.meta_tail import MetaTail, TailTarget, find_weed
+from ingest_bridge.notifications.seaweedfs import BUCKETS_DIR
+from ingest_bridge.scan import RemovalGuard, Scan, ScanArguments, ScanProgress
+from ingest_bridge.scan_jobs import RETRY_SECONDS, ScanSchedule, ScanWorker
+
+log = structlog.get_logger(__name__)
+
+PURGE_PAUSE_SECONDS = 3600.0
+PURGE_PAGE = 1000
+DAY_US = 24 * 3600 * 1_000_000
+
+
+Part = Callable[[], Coroutine[Any, Any, None]]
+"""Runs until it is cancelled, and tidies up then."""
+
+
+async def run(settings: BridgeSettings) -> None:
+    """Work until SIGTERM or SIGINT. Whatever ends a part of it ends all of it, and is raised here."""
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    stopped = asyncio.create_task(stop.wait())
+    serving = asyncio.create_task(_serve(settings))
+    # The start waits for stores that are down, and can be stopped meanwhile.
+    await asyncio.wait([stopped, serving], return_when=asyncio.FIRST_COMPLETED)
+    for task in (stopped, serving):
+        task.cancel()
+    await asyncio.wait([stopped, serving])
+    if not serving.cancelled():
+        await serving
+    log.info("bridge stopped")
+
+
+async def _serve(settings: BridgeSettings) -> None:
+    async with _parts(settings) as parts:
+        log.info("bridge started", follow=settings.follow, buckets=settings.buckets)
+        tasks = [asyncio.create_task(part(), name=name) for name, part in parts.items()]
+        try:
+            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks)
+        for task in done:
+            log.error("a part of the bridge died", part=task.get_name())
+            await task
+
+
+@asynccontextmanager
+async def _parts(settings: BridgeSettings) -> AsyncIterator[dict[str, Part]]:
+    async with AsyncExitStack() as stack:
+        objects = await object_store.connect(settings)
+        stack.push_async_callback(objects.close)
+        metadata = await metadata_store.connect(settings)
+        stack.push_async_callback(metadata.close)
+        broker = await kafka.connect(settings)
+        stack.push_async_callback(broker.close)
+        await until_done(metadata.check, on_wait=_say_waiting)
+        schedule = ScanSchedule(metadata, settings.buckets, interval_seconds=settings.scan_interval_seconds)
+        checks: dict[str, Check] = {
+            "object_store": lambda: _check_buckets(objects, settings),
+            "metadata_store": metadata.check,
+            "broker": broker.check,
+        }
+        scans = scan_worker(
+            settings,
+            objects=objects,
+            metadata=metadata,
+            broker=broker,
+            producer=await _producer(stack, broker),
+            schedule=schedule,
+        )
+        parts: dict[str, Part] = {
+            "scan schedule": schedule.run,
+            "scans": scans.run,
+            "purge": partial(_purge, metadata, settings.deleted_retention_days),
+        }
+        if settings.follow == "seaweedfs":
+            # A producer of its own: what a scan writes must not stand before a new picture.
+            following = follower(settings, metadata, await _producer(stack, broker), schedule)
+            checks["change_log"] = following.check
+            parts["follower"] = following.run
+        health = HealthServer(settings.bridge_host, settings.bridge_port, checks)
+        await _start(health, settings)
+        stack.push_async_callback(health.close)
+        yield parts
+
+
+def follower(settings: BridgeSettings, metadata: MetadataStore, producer: Producer, schedule: ScanSchedule) -> Follower:
+    """One child for all buckets: it takes 100 MB. Raises ConfigurationError without the weed program."""
+    find_weed(settings.seaweedfs_weed)
+    one = settings.buckets[0] if len(settings.buckets) == 1 else None
+    target = TailTarget(
+        program=settings.seaweedfs_weed,
+        filer=settings.seaweedfs_filer,
+        path_prefix=f"{BUCKETS_DIR}{one}/" if one else BUCKETS_DIR,
+        config_dir=settings.seaweedfs_config_dir,
+    )
+
+    async def start_tail(since_ns: int) -> MetaTail:
+        return await MetaTail.start(target, since_ns=since_ns, now_ns=time.time_ns())
+
+    return Follower(
+        deployment=settings.deployment,
+        buckets=settings.buckets,
+        overlap_seconds=settings.follow_overlap_seconds,
+        start_tail=start_tail,
+        producer=producer,
+        metadata=metadata,
+        on_gap=schedule.want_all,
+    )
+
+
+def scan_worker(
+    settings: BridgeSettings,
+    *,
+    objects: ObjectStore,
+    metadata: MetadataStore,
+    broker: Broker,
+    producer: Producer,
+    schedule: ScanSchedule,
+) -> ScanWorker:
+    def make_scan(scan_id: str, arguments: ScanArguments, progress: ScanProgress) -> Scan:
+        return Scan(
+            scan_id,
+            arguments,
+            progress,
+            deployment=settings.deployment,
+            guard=RemovalGuard(settings.scan_removal_limit, settings.scan_removal_share),
+            objects=objects,
+            metadata=metadata,
+            producer=producer,
+            backlog=Backlog(
+                broker,
+                floor_events=settings.scan_backlog_events,
+                seconds=settings.scan_backlog_seconds,
+                commit_interval_seconds=settings.commit_interval_seconds,
+            ),
+        )
+
+    return ScanWorker(
+        metadata,
+        make_scan,
+        buckets=settings.buckets,
+        owner=f"{socket.gethostname()[:64]}:{os.getpid()}:{uuid.uuid4().hex[:8]}",
+        on_failed=lambda bucket: schedule.want(bucket, after_seconds=RETRY_SECONDS),
+    )
+
+
+async def _producer(stack: AsyncExitStack, broker: Broker) -> Producer:
+    producer = await until_done(broker.producer, on_wait=_say_waiting)
+    stack.push_async_callback(producer.close)
+    return producer
+
+
+async def _check_buckets(objects: ObjectStore, settings: BridgeSettings) -> None:
+    for bucket in settings.buckets:
+        await objects.check(bucket)
+
+
+async def _start(health: HealthServer, settings: BridgeSettings) -> None:
+    try:
+        await health.start()
+    except OSError as error:
+        raise ConfigurationError(
+            f"cannot listen on {settings.bridge_host}:{settings.bridge_port} ({error.strerror}): set IMAGE_SEARCH_BRIDGE_PORT"
+        ) from None
+
+
+async def _purge(metadata: MetadataStore, retention_days: int) -> None:
+    """Forget deleted rows once every topic that could still name them has."""
+    while True:
+        before_us = time.time_ns() // 1000 - retention_days * DAY_US
+        try:
+            while purged := await metadata.purge_deleted(before_us=before_us, limit=PURGE_PAGE):
+                log.info("deleted rows purged", rows=purged)
+        except TransientError as error:
+            log.warning("the purge waits", reason=str(error))
+        await asyncio.sleep(PURGE_PAUSE_SECONDS)
+
+
+def _say_waiting(error: TransientError, attempt: int) -> None:
+    log.warning("waiting to start", error=str(error), attempt=attempt)
