@@ -18,6 +18,7 @@ from infra.kafka.memory import MemoryBroker
 from infra.settings import CommonSettings
 from schemas.events import ReasonCode
 from schemas.topics import DEAD_LETTERS, OBJECTS, OUTCOMES, PROCESSOR_GROUP, Topic
+from tests.conftest import FreshSettings
 
 PARTITIONS = 3
 ALL = dict.fromkeys(range(PARTITIONS), 0)
@@ -47,9 +48,10 @@ async def memory_subject() -> AsyncIterator[Subject]:
 
 
 @pytest.fixture
-async def kafka_subject(fresh_settings: CommonSettings) -> AsyncIterator[Subject]:
-    bootstrap = list(fresh_settings.kafka_bootstrap)
-    prefix = fresh_settings.kafka_topic_prefix
+async def kafka_subject(fresh_settings: FreshSettings) -> AsyncIterator[Subject]:
+    settings = fresh_settings(CommonSettings)
+    bootstrap = list(settings.kafka_bootstrap)
+    prefix = settings.kafka_topic_prefix
 
     async def commit(topic: Topic, group: str, offsets: Mapping[int, int]) -> None:
         async with AIOKafkaConsumer(bootstrap_servers=bootstrap, group_id=prefix + group, enable_auto_commit=False) as consumer:
@@ -64,7 +66,7 @@ async def kafka_subject(fresh_settings: CommonSettings) -> AsyncIterator[Subject
         await admin.delete_records({place: RecordsToDelete(before_offset=offset)})
         await admin.close()
 
-    broker = await kafka.connect(fresh_settings)
+    broker = await kafka.connect(settings)
     yield Subject(broker, commit, remove_before)
     await broker.close()
 

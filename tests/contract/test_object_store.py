@@ -16,6 +16,7 @@ from infra.object_store.memory import MemoryObjectStore
 from infra.settings import CommonSettings
 from schemas.events import ReasonCode
 from schemas.identity import ObjectRef
+from tests.conftest import FreshSettings
 
 LIMIT = 1 << 20
 LONG_KEY = "/".join(["k" * 204] * 5)
@@ -55,8 +56,8 @@ async def memory_store() -> AsyncIterator[ObjectStore]:
 
 
 @pytest.fixture
-async def s3_store(fresh_settings: CommonSettings) -> AsyncIterator[ObjectStore]:
-    store = await object_store.connect(fresh_settings)
+async def s3_store(fresh_settings: FreshSettings) -> AsyncIterator[ObjectStore]:
+    store = await object_store.connect(fresh_settings(CommonSettings))
     yield store
     await store.close()
 

@@ -16,6 +16,7 @@ from infra.object_store.interface import ObjectStore
 from infra.settings import CommonSettings
 from schemas.events import ReasonCode
 from schemas.identity import ObjectRef
+from tests.conftest import FreshSettings
 
 REF = ObjectRef("pictures", "a.jpg")
 DATE = "Mon, 23 Nov 2026 09:30:25 GMT"
@@ -338,9 +339,8 @@ async def test_a_put_that_was_overtaken_describes_what_was_put() -> None:
     assert (stat.ref, stat.etag, stat.put_time_us, stat.size) == (REF, "ours", DATE_US, 0)
 
 
-async def test_a_wrong_secret_is_refused_by_a_real_store(fresh_settings: CommonSettings) -> None:
-    wrong = fresh_settings.model_copy(update={"s3_secret_key": SecretStr("wrong")})
-    store = await object_store.connect(wrong)
+async def test_a_wrong_secret_is_refused_by_a_real_store(fresh_settings: FreshSettings) -> None:
+    store = await object_store.connect(fresh_settings(CommonSettings, s3_secret_key="wrong"))
     try:
         for call in CALLS:
             with pytest.raises(StoreRefused) as caught:
