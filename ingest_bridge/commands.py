@@ -1,0 +1,172 @@
+"""`image-search bridge`, `scan` and `put`."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from infra.errors import ConfigurationError
+from infra.settings import BridgeSettings, CommonSettings, load
+
+if TYPE_CHECKING:
+    from infra.metadata_store.interface import Job, MetadataStore
+    from ingest_bridge.scan import ScanArguments
+    from ingest_bridge.upload import LocalFile, UploadResult
+
+FOLLOW_SECONDS = 0.5
+NOBODY_SECONDS = 10.0
+
+
+@click.command()
+@click.pass_context
+def bridge(context: click.Context) -> None:
+    """Run the bridge: follows the buckets and tells the workers what may have changed."""
+    from infra.telemetry import configure_logging
+    from ingest_bridge.service import run
+
+    settings = load(BridgeSettings, state_dir=_state_dir(context))
+    configure_logging(settings, "bridge")
+    asyncio.run(run(settings))
+
+
+# -- scan ----------------------------------------------------------------------------------------------------------------
+@click.command()
+@click.option("--bucket", help="Which bucket. Without it: the first one that is followed.")
+@click.option("--prefix", default="", help="Only keys that begin with this.")
+@click.option("--allow-removal", is_flag=True, help="Remove however many objects are gone from the bucket.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document at the end, and no progress.")
+@click.pass_context
+def scan(context: click.Context, bucket: str | None, prefix: str, allow_removal: bool, as_json: bool) -> None:
+    """Compare a bucket with what is indexed, and have the workers mend what differs.
+
+    The running bridge does the work; it goes on when this command is interrupted.
+    """
+    from ingest_bridge.scan import ScanArguments
+    from ingest_bridge.scan_display import result_lines
+    from schemas.tables import JobState
+
+    settings = load(CommonSettings, state_dir=_state_dir(context))
+    arguments = ScanArguments(bucket=bucket or settings.buckets[0], prefix=prefix, allow_removal=allow_removal)
+    if arguments.bucket not in settings.buckets:
+        raise ConfigurationError(f"the bucket {arguments.bucket!r} is not followed: name it in IMAGE_SEARCH_BUCKETS")
+    job = asyncio.run(_scan(settings, arguments, quiet=as_json))
+    if as_json:
+        click.echo(json.dumps(_job_document(job), ensure_ascii=False, indent=2))
+    else:
+        click.echo(result_lines(job))
+    sys.exit(0 if job.state is JobState.DONE else 1)
+
+
+async def _scan(settings: CommonSettings, arguments: ScanArguments, *, quiet: bool) -> Job:
+    """The job as it stands in the end: done, failed, stopped, or still queued because no bridge runs."""
+    from rich.console import Console
+
+    from infra import metadata_store
+    from ingest_bridge.scan_display import ScanDisplay
+    from ingest_bridge.scan_jobs import SCAN_JOB
+
+    metadata = await metadata_store.connect(settings)
+    try:
+        await metadata.check()
+        asked = arguments.model_dump()
+        same = [job for job in await metadata.unfinished_jobs(SCAN_JOB) if job.arguments == asked]
+        job = same[-1] if same else await metadata.add_job(SCAN_JOB, asked)
+        with ScanDisplay(Console(quiet=quiet)) as display:
+            return await _follow(metadata, job, display.show)
+    finally:
+        await metadata.close()
+
+
+async def _follow(metadata: MetadataStore, job: Job, show: Callable[[Job], None]) -> Job:
+    """Until it has ended, or nobody has taken it up although nobody is busy."""
+    from infra.retry import until_done
+    from schemas.tables import JobState
+
+    patient_until = time.monotonic() + NOBODY_SECONDS
+    while True:
+        found = await until_done(partial(metadata.job, job.job_id))
+        job = found if found is not None else job
+        show(job)
+        if job.state not in (JobState.QUEUED, JobState.RUNNING):
+            return job
+        unfinished = await until_done(partial(metadata.unfinished_jobs, job.kind))
+        if any(one.state is JobState.RUNNING and one.lease_until_us > time.time_ns() // 1000 for one in unfinished):
+            patient_until = time.monotonic() + NOBODY_SECONDS
+        elif time.monotonic() > patient_until:
+            return job
+        await asyncio.sleep(FOLLOW_SECONDS)
+
+
+def _job_document(job: Job) -> dict[str, object]:
+    return {"job_id": job.job_id, "state": job.state, "message": job.message, **job.arguments, **job.progress}
+
+
+# -- put -----------------------------------------------------------------------------------------------------------------
+@click.command()
+@click.argument("paths", nargs=-1, required=True, type=click.Path(exists=True, path_type=Path))
+@click.option("--bucket", help="Into which bucket. Without it: the first one that is followed.")
+@click.option("--prefix", default="", help="Put before each key, such as holiday/.")
+@click.pass_context
+def put(context: click.Context, paths: tuple[Path, ...], bucket: str | None, prefix: str) -> None:
+    """Put files, and all files of folders, into a bucket.
+
+    The key of a file is its name, or its path relative to the folder that was named.
+    """
+    from ingest_bridge.upload import find_files
+
+    settings = load(CommonSettings, state_dir=_state_dir(context))
+    files = list(find_files(paths, prefix))
+    failed = asyncio.run(_put(settings, bucket or settings.buckets[0], files))
+    click.echo(f"{len(files) - failed} of {len(files)} files put")
+    sys.exit(1 if failed else 0)
+
+
+async def _put(settings: CommonSettings, bucket: str, files: Sequence[LocalFile]) -> int:
+    """How many failed."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from infra import object_store
+    from ingest_bridge.upload import upload
+
+    console = Console()
+    failed = 0
+    objects = await object_store.connect(settings)
+    try:
+        with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
+            task = bar.add_task("putting", total=len(files))
+
+            def tell(result: UploadResult) -> None:
+                nonlocal failed
+                failed += result.error is not None
+                bar.advance(task)
+                console.print(_result_line(result), highlight=False, markup=False, soft_wrap=True)
+
+            await upload(objects, bucket, files, tell)
+    finally:
+        await objects.close()
+    return failed
+
+
+def _result_line(result: UploadResult) -> str:
+    if result.error is not None:
+        return f"FAILED  {result.file.path}: {result.error}"
+    return f"put     {result.file.path} as {result.ref} ({result.size} bytes)"
+
+
+def _state_dir(context: click.Context) -> Path:
+    state_dir = context.find_object(Path)
+    if state_dir is None:
+        raise ConfigurationError("run this as a command of image-search")
+    return state_dir
+
+
+commands: list[click.Command] = [bridge, scan, put]
