@@ -53,14 +53,14 @@ class RowMaker:
     def write_for(
         self, work: Work, seen: Seen, finding: Finding, now: datetime, timings_ms: dict[str, float]
     ) -> RowWrite | None:
-        """The write that this finding asks for; None when there is nothing to say (a delete of what has no live row)."""
+        """The write that this finding asks for; None for an object that is indexed and cannot be read just now."""
         row = self._row_for(work, seen, finding, _microseconds(now))
         if row is None:
             return None
         models = frozenset({self.fingerprint}) if row.state is RowState.INDEXED else frozenset()
-        if _says_the_same(seen.row, row) and work.change.cause is not Cause.REPAIR:
-            # Nothing new for subscribers. The row is written all the same: passing the fence is what proves that the
-            # vector which was just written is the last one.
+        if _nothing_new(seen.row, row) and (work.change.cause is not Cause.REPAIR or row.state is RowState.DELETED):
+            # Nothing new for subscribers. The row is written all the same, because a write raises the fence: it proves that
+            # the vector just written is the last one, and it stops a slower writer that read the object before it was gone.
             return RowWrite(replace(row, published_generation=row.generation), seen.generation, models)
         timings = _timings(work, finding, now, timings_ms)
         owed = self._owed(work, seen.row, row, finding, timings)
@@ -97,7 +97,7 @@ class RowMaker:
             )
             return _with_stat(row, finding.stat)
         if isinstance(finding, Gone):
-            return base if seen.row is not None and seen.row.state is not RowState.DELETED else None
+            return base
         if seen.row is not None and seen.row.state is RowState.INDEXED:
             return None  # a fault of the store takes nothing out of the index; the dead letter and the next scan remain
         return replace(base, state=RowState.FAILED, reason=finding.reason, message=finding.message[:MESSAGE_LENGTH])
@@ -176,7 +176,9 @@ def _with_stat(row: ImageRow, stat: ObjectStat | None) -> ImageRow:
     return replace(row, etag=stat.etag, version=stat.version, put_time_us=stat.put_time_us, size=stat.size)
 
 
-def _says_the_same(before: ImageRow | None, row: ImageRow) -> bool:
+def _nothing_new(before: ImageRow | None, row: ImageRow) -> bool:
+    if row.state is RowState.DELETED:
+        return before is None or before.state is RowState.DELETED
     return before is not None and (
         (before.state, before.etag, before.put_time_us, before.content_hash, before.reason, before.attempt)
         == (row.state, row.etag, row.put_time_us, row.content_hash, row.reason, row.attempt)

@@ -90,7 +90,6 @@ class _Planned:
     """A finding with the write that follows from it."""
 
     work: Work
-    seen: Seen
     finding: Finding
     write: RowWrite | None
 
@@ -295,9 +294,7 @@ class Pipeline:
         timings = {**timings_ms, "write": 1000 * (time.perf_counter() - write_started) / max(1, len(found))}
         planned = [
             # A microsecond apart in the order of their events, so that `oldest first` has one answer within a batch too.
-            _Planned(
-                work, seen, finding, self._rows.write_for(work, seen, finding, now + timedelta(microseconds=place), timings)
-            )
+            _Planned(work, finding, self._rows.write_for(work, seen, finding, now + timedelta(microseconds=place), timings))
             for place, (work, seen, finding) in enumerate(found)
         ]
         with self._timed(9, "rows"):
@@ -322,8 +319,6 @@ class Pipeline:
         for one in planned:
             if one.write is not None and one.write.row.state is not RowState.INDEXED:
                 expected[one.work.object_id] = one.write.row.generation
-            elif one.write is None and isinstance(one.finding, Gone) and _may_have_left_a_vector(one.work):
-                expected[one.work.object_id] = one.seen.generation
         if not expected:
             return set()
         await self._wait(lambda: self._vectors.delete(self._collection, list(expected)))
@@ -371,10 +366,6 @@ class Pipeline:
         started = time.perf_counter()
         yield
         STEP_SECONDS.labels(f"{step} {name}").observe(time.perf_counter() - started)
-
-
-def _may_have_left_a_vector(work: Work) -> bool:
-    return work.must_write or work.change.cause is not Cause.NOTIFICATION
 
 
 def _finding_of(state: RowState, reason: ReasonCode | None, message: str | None) -> Finding:

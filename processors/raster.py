@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal, TypeAlias
 
-from PIL import AvifImagePlugin, ExifTags, Image, UnidentifiedImageError
+from PIL import AvifImagePlugin, ExifTags, Image
 from PIL.AvifImagePlugin import AvifImageFile
 from PIL.BmpImagePlugin import BmpImageFile
 from PIL.GifImagePlugin import GifImageFile
@@ -128,8 +128,6 @@ def render(data: bytes, rules: DecodeRules) -> Raster | Refusal:
             return _render(data, rules)
         except _Refused as refused:
             return refused.refusal
-        except UnidentifiedImageError:
-            return _unidentified(data)
         except (Image.DecompressionBombWarning, Image.DecompressionBombError):
             return Refusal("TOO_MANY_PIXELS", f"The picture has more than {rules.max_pixels:,} pixels.")
         except MemoryError:
@@ -137,7 +135,7 @@ def render(data: bytes, rules: DecodeRules) -> Raster | Refusal:
         except Exception:
             # Decoders raise what they like (OSError, SyntaxError, ValueError, struct.error, EOFError ...), and the same
             # bytes will raise it again.
-            return Refusal("CORRUPT_IMAGE", "The picture is damaged or cut off.")
+            return _diagnosis(data)
 
 
 def _render(data: bytes, rules: DecodeRules) -> Raster:
@@ -214,8 +212,8 @@ def _eight_bit(image: Image.Image) -> Image.Image:
     return image if image.mode in ("L", "RGB") else image.convert("RGB")
 
 
-def _unidentified(data: bytes) -> Refusal:
-    """What no decoder took: damaged, of a kind that is not taken, or no picture at all."""
+def _diagnosis(data: bytes) -> Refusal:
+    """Why no decoder made a picture of it: damaged, of a kind that is not taken, or no picture at all."""
     head = data[:1024]
     brand = head[8:12] if head[4:8] == b"ftyp" else b""
     own = head.startswith(_OWN_SIGNATURES) or (head[:4] == b"RIFF" and head[8:12] == b"WEBP") or brand in (b"avif", b"avis")
@@ -227,5 +225,5 @@ def _unidentified(data: bytes) -> Refusal:
     elif b"<svg" in head.lower():
         kind = "SVG"
     if kind is not None:
-        return Refusal("UNSUPPORTED_FORMAT", f"{kind} pictures are not taken. Taken are {', '.join(FORMATS)}.")
+        return Refusal("UNSUPPORTED_FORMAT", f"The picture is {kind}, which is not taken. Taken are {', '.join(FORMATS)}.")
     return Refusal("NOT_AN_IMAGE", f"The object is no picture. Taken are {', '.join(FORMATS)}.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 from collections import Counter
 from dataclasses import dataclass
 
@@ -11,12 +12,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from infra.verify import verify_stores
-from processors.pipeline import Pipeline
 from processors.work import Delivery
 from schemas.events import OutcomeType
 from schemas.identity import ObjectRef, content_hash_of
 from schemas.tables import RowState
-from tests.unit.world import BROKEN, BUCKET, COLLECTION, World
+from tests.unit.world import BROKEN, BUCKET, World
 
 STEPS = range(1, 11)
 
@@ -46,14 +46,7 @@ async def deliver_until_done(world: World, batch: list[Delivery], step: int) -> 
 
 async def assert_equal_to_bucket(world: World) -> None:
     """Every object is indexed or failed with its own bytes, what is gone is gone, and nobody is owed an outcome."""
-    report = await verify_stores(
-        objects=world.objects,
-        metadata=world.metadata,
-        vectors=world.vectors,
-        buckets=[BUCKET],
-        collections=[COLLECTION],
-        grace_seconds=0,
-    )
+    report = await verify_stores(world.objects, world.metadata, world.vectors, buckets=[BUCKET], grace_seconds=0)
     assert report.clean, report.to_json()
     assert await world.metadata.unpublished() == []
 
@@ -114,15 +107,6 @@ class Stalled:
             await self.go_on.wait()
 
 
-async def two_writers(world: World, slow: Delivery, step: int, meanwhile: Delivery) -> None:
-    stalled = Stalled(step)
-    first = asyncio.create_task(world.pipeline(stalled).process([slow]))
-    await stalled.reached.wait()
-    await world.pipeline().process([meanwhile])
-    stalled.go_on.set()
-    await first
-
-
 @pytest.mark.parametrize("step", [3, 4, 5, 6, 7, 8, 9])
 @pytest.mark.parametrize("second", ["overwrite", "delete", "break"])
 async def test_two_writers_of_one_key_end_as_the_bucket_says(step: int, second: str) -> None:
@@ -179,7 +163,9 @@ async def test_a_delete_that_overtakes_an_upsert_in_the_vector_store_is_put_righ
     assert await world.vector_content("a.jpg") == content_hash_of(b"two")
 
 
-operations = st.lists(
+Operation = tuple[str, str, int]
+
+histories = st.lists(
     st.tuples(
         st.sampled_from(["put", "put", "overwrite", "break", "delete", "copy"]),
         st.sampled_from(["a.jpg", "b.jpg", "c.jpg"]),
@@ -191,12 +177,14 @@ operations = st.lists(
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-@given(operations=operations, order=st.randoms(use_true_random=False), batch_size=st.integers(1, 4))
-def test_any_history_with_any_crashes_in_any_order_ends_as_the_bucket_says(operations, order, batch_size) -> None:  # type: ignore[no-untyped-def]  # noqa: ANN001
+@given(operations=histories, order=st.randoms(use_true_random=False), batch_size=st.integers(1, 4))
+def test_any_history_with_any_crashes_in_any_order_ends_as_the_bucket_says(
+    operations: list[Operation], order: random.Random, batch_size: int
+) -> None:
     asyncio.run(_history(operations, order, batch_size))
 
 
-async def _history(operations, order, batch_size: int) -> None:  # type: ignore[no-untyped-def]  # noqa: ANN001
+async def _history(operations: list[Operation], order: random.Random, batch_size: int) -> None:
     world = await World().start()
     pending: list[tuple[Delivery, int]] = []
     for number, (operation, key, dies_after) in enumerate(operations):

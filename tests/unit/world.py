@@ -11,7 +11,7 @@ import numpy as np
 from infra.errors import ImageRejected
 from infra.kafka.interface import Record
 from infra.kafka.memory import MemoryBroker
-from infra.metadata_store.interface import ImageRow
+from infra.metadata_store.interface import ImageRow, ModelRow
 from infra.metadata_store.memory import MemoryMetadataStore
 from infra.object_store.memory import MemoryObjectStore
 from infra.vector_store.memory import MemoryVectorStore
@@ -24,6 +24,7 @@ from processors.vectors import Vectorizer
 from processors.work import Delivery
 from schemas.events import Cause, ObjectChange, ObjectEvent, OutcomeEvent, ReasonCode
 from schemas.identity import ContentHash, ModelFingerprint, ObjectRef
+from schemas.tables import ModelState
 from schemas.topics import ALL_TOPICS, DEAD_LETTERS, OUTCOMES, Topic
 
 BUCKET = "images"
@@ -93,6 +94,9 @@ class World:
 
     async def start(self) -> World:
         await self.vectors.create_collection(COLLECTION, dimension=DIMENSION)
+        await self.metadata.add_model(
+            ModelRow(MODEL, "bytes", COLLECTION, DIMENSION, "none", "fp32", {}, ModelState.ACTIVE, created_at_us=1)
+        )
         await self.broker.ensure_topics(ALL_TOPICS, partitions=2, replication=1)
         self.producer = await self.broker.producer()
         return self
