@@ -65,7 +65,7 @@ class _Notification(_Message):
 class _LogEntry(_Message):
     directory: str
     event_notification: _Notification | None = None
-    ts_ns: int = Field(gt=0)
+    ts_ns: int = Field(gt=0, lt=2**63)
 
 
 class _Document(_LogEntry):
