@@ -15,6 +15,7 @@ log = structlog.get_logger(__name__)
 
 BUSY_RETRY_SECONDS = 1
 STORE_RETRY_SECONDS = 5
+_LONGEST_NAME = 64
 
 
 class RequestRefused(PermanentError):
@@ -48,7 +49,7 @@ def too_busy(message: str, code: ErrorCode = ErrorCode.TOO_MANY_REQUESTS) -> Req
 def invalid_parameters(error: ValidationError) -> RequestRefused:
     """One entry a parameter. The value that was sent is not repeated: it may be long, or not for a log."""
     problems = [
-        {"parameter": ".".join(map(str, item["loc"])), "problem": item["msg"]}
+        {"parameter": str(item["loc"][0])[:_LONGEST_NAME], "problem": item["msg"]}
         for item in error.errors(include_url=False, include_input=False, include_context=False)
     ]
     names = ", ".join(sorted({problem["parameter"] for problem in problems}))

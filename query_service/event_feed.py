@@ -49,10 +49,14 @@ def start_positions(cursor: str | None, offsets: Mapping[int, tuple[int, int]]) 
             ErrorCode.INVALID_CURSOR, "This cursor is of another deployment, or its events were wiped. Start with `earliest`."
         )
     if any(start[partition] < begin for partition, (begin, _) in offsets.items()):
-        raise RequestRefused(
-            ErrorCode.CURSOR_EXPIRED, "Events behind this cursor are no longer kept. Start again with `earliest`."
-        )
+        raise _expired()
     return start
+
+
+def _expired() -> RequestRefused:
+    return RequestRefused(
+        ErrorCode.CURSOR_EXPIRED, "Events behind this cursor are no longer kept. Start again with `earliest`."
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +93,10 @@ class _Envelope(BaseModel):
 
 
 class Feed:
-    """One reader's way through the topic. Iterate it: lists of messages, an empty one about each second without news."""
+    """One reader's way through the topic. Iterate it: lists of messages, an empty one about each second without news.
+
+    Raises StoreUnavailable, and RequestRefused (CURSOR_EXPIRED) when retention overtakes the reader.
+    """
 
     def __init__(
         self, batches: AsyncIterator[list[Record]], start: Positions, wanted: FeedFilter, stop_at: Positions | None
@@ -116,8 +123,12 @@ class Feed:
             yield [message for record in records if (message := self._take(record)) is not None]
 
     def _take(self, record: Record) -> FeedMessage | None:
-        if record.offset < self._positions.get(record.partition, 0):
+        expected = self._positions.get(record.partition, 0)
+        if record.offset < expected:
             return None
+        if record.offset > expected:
+            # Retention passed a slow reader. Going on would be a gap that it cannot see.
+            raise _expired()
         self._positions[record.partition] = record.offset + 1
         try:
             envelope = _Envelope.model_validate_json(record.value)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 
 import structlog
@@ -16,7 +16,7 @@ from infra.object_store.interface import ObjectStore
 from infra.settings import QuerySettings
 from infra.vector_store.interface import VectorStore
 from processors.decode_pool import DecodePool
-from processors.embedding import open_embedder, prepare_model
+from processors.embedding import check_golden, open_embedder, prepare_model
 from processors.embedding.embedder import Embedder, Pixels
 from query_service.search import Decode
 from schemas.identity import ModelFingerprint
@@ -47,22 +47,27 @@ class Resources:
 
 @asynccontextmanager
 async def open_model(settings: QuerySettings) -> AsyncIterator[QueryModel]:
-    prepared = await prepare_model(settings, lambda line: log.info("model", step=line))
-    embedder = await open_embedder(prepared, settings)
-    pool = DecodePool.from_settings(prepared.decode_rules, settings)
+    """Raises ConfigurationError that says what to do."""
 
-    async def decode(data: bytes) -> Pixels:
-        [outcome] = await pool.decode([data])
-        if isinstance(outcome, ImageRejected):
-            raise outcome
-        return outcome.pixels[None]
+    def say(line: str) -> None:
+        log.info("model", step=line)
 
-    try:
+    prepared = await prepare_model(settings, say)
+    async with AsyncExitStack() as stack:
+        embedder = await open_embedder(prepared.description, settings, say)
+        stack.push_async_callback(embedder.close)
+        await check_golden(embedder, prepared.description)
+        pool = DecodePool.from_settings(prepared.description.decode_rules(settings), settings)
+        stack.push_async_callback(pool.close)
         await pool.start()
+
+        async def decode(data: bytes) -> Pixels:
+            [outcome] = await pool.decode([data])
+            if isinstance(outcome, ImageRejected):
+                raise outcome
+            return outcome.pixels[None]
+
         yield QueryModel(prepared.fingerprint, prepared.description.name, decode, embedder)
-    finally:
-        await pool.close()
-        await embedder.close()
 
 
 REAL = Resources(
