@@ -138,11 +138,27 @@ def write_private(path: Path, text: str) -> None:
     temporary.replace(path)
 
 
+def running_profile(state_dir: Path) -> str | None:
+    """The profile that stack.env names: the one that runs, or ran last."""
+    return read_stack_file(StackFolder(state_dir, "")).get("PROFILE")
+
+
+def read_stack_file(folder: StackFolder) -> dict[str, str]:
+    """What `write_stack_file` wrote; empty when nothing did."""
+    if not folder.stack_file.exists():
+        return {}
+    lines = (line.partition("=") for line in folder.stack_file.read_text().splitlines() if not line.startswith("#"))
+    return {name: value.removeprefix("'").removesuffix("'") for name, equals, value in lines if equals}
+
+
 def write_stack_file(folder: StackFolder, values: Mapping[str, str]) -> None:
-    """Write `.image-search/stack.env`, which both a shell and infra.settings.load read."""
-    lines = ["# Written by `image-search up`; names the profile that runs. To use it in a shell: set -a; . this-file; set +a"]
+    """Write `.image-search/stack.env`, which a shell and infra.settings.load both read."""
+    lines = ["# Written by `image-search up`. To use it in a shell: set -a; . this-file; set +a"]
     for name, value in values.items():
-        if UNSAFE_IN_PATHS.intersection(value):
-            raise ConfigurationError(f"{name} cannot be written to {folder.stack_file}: it holds a character that shells read")
+        # Between single quotes a shell takes all else as it stands, and python-dotenv all but this.
+        if any(part in value for part in ("'", "\\", "${", "\n", "\r")):
+            raise ConfigurationError(
+                f"{name} may not hold a quote, a backslash, ${{ or a line break ({folder.stack_file} cannot)"
+            )
         lines.append(f"{name}='{value}'")
     write_private(folder.stack_file, "\n".join(lines) + "\n")

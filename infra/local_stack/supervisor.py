@@ -9,21 +9,18 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 import psutil
-import structlog
 
 from infra.errors import ImageSearchError, TransientError
 from infra.local_stack import launch
 from infra.local_stack.folder import write_private
 from infra.local_stack.program import Program
-
-log = structlog.get_logger(__name__)
 
 PROBE_SECONDS = 5.0
 PROBE_PAUSE_SECONDS = 0.1
@@ -34,6 +31,7 @@ SETTLED_SECONDS = 60.0
 LOG_BYTES = 50 * 1024 * 1024
 LOG_CHECK_SECONDS = 60.0
 TAIL_LINES = 12
+LONGEST_LINE_BYTES = 1024 * 1024
 
 State = Literal["starting", "ready", "restarting", "stopped"]
 
@@ -44,13 +42,14 @@ class ProgramFailed(ImageSearchError):
 
 @dataclass(slots=True)
 class Running:
-    """One program under supervision. `restarts` counts since the stack's start."""
+    """One program under supervision. `restarts` counts since the stack's start, `trouble` says what the last was for."""
 
     program: Program
     log_path: Path
     state: State = "starting"
     process: asyncio.subprocess.Process | None = None
     restarts: int = 0
+    trouble: str = ""
     started: float = 0.0
     created: float = 0.0
     keeper: asyncio.Task[None] | None = None
@@ -73,13 +72,21 @@ class Running:
 class Supervisor:
     """Programs write to `<logs>/<name>.log`; what runs is kept in `record`, so that another process can tell and end it."""
 
-    def __init__(self, logs: Path, record: Path, *, on_change: Callable[[Running], None] = lambda running: None) -> None:
+    def __init__(
+        self,
+        logs: Path,
+        record: Path,
+        *,
+        on_change: Callable[[Running], None] = lambda running: None,
+        hurry: asyncio.Event | None = None,
+    ) -> None:
+        """`hurry`, once set, makes a stop kill instead of wait."""
         self._logs = logs
         self._record = record
         self._on_change = on_change
         self._groups: list[list[Running]] = []
         self._trimmer: asyncio.Task[None] | None = None
-        self._hurry = asyncio.Event()
+        self._hurry = hurry or asyncio.Event()
 
     @property
     def programs(self) -> list[Running]:
@@ -117,9 +124,41 @@ class Supervisor:
             self._trimmer = None
         self._record.unlink(missing_ok=True)
 
-    def hurry(self) -> None:
-        """Make a `stop` that is under way, or to come, kill instead of wait."""
-        self._hurry.set()
+    async def run(
+        self,
+        name: str,
+        command: Sequence[str],
+        *,
+        environment: Mapping[str, str],
+        seconds: float,
+        say: Callable[[str], None],
+    ) -> None:
+        """Run a program to its end; each of its lines is told and kept in its log. Raises ProgramFailed."""
+        process = await asyncio.create_subprocess_exec(
+            *_launched(command, None),
+            env={**os.environ, **environment},
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.STDOUT,
+            limit=LONGEST_LINE_BYTES,
+            start_new_session=True,
+        )
+        assert process.stdout is not None
+        log_path = self._logs / f"{name}.log"
+        try:
+            async with asyncio.timeout(seconds):
+                with log_path.open("ab") as file:
+                    async for line in process.stdout:
+                        file.write(line)
+                        say(line.decode(errors="replace").rstrip())
+                code = await process.wait()
+        except TimeoutError:
+            raise ProgramFailed(f"{name} took longer than {seconds:.0f} s; its log: {log_path}") from None
+        finally:
+            _signal_group(process.pid, signal.SIGKILL)
+            await process.wait()
+        if code != 0:
+            raise ProgramFailed(f"{name} failed with code {code}. End of {log_path}:\n{_tail(log_path)}")
 
     def kill(self, name: str) -> None:
         """SIGKILL to a program and all that it started; it is started again. For tests of crashes."""
@@ -154,18 +193,12 @@ class Supervisor:
 
     async def _spawn(self, running: Running) -> None:
         program = running.program
-        running.log_path.parent.mkdir(parents=True, exist_ok=True)
-        command = (
-            *(sys.executable, "-I", "-S", launch.__file__),
-            *(str(os.getpid()), str(program.library_path or "")),
-            *program.command,
-        )
         # O_APPEND, so that the trimmer may cut the file under a program that goes on writing.
         descriptor = os.open(running.log_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         try:
             # A session of its own: Ctrl-C in the terminal reaches the supervisor only, which then ends all in order.
             running.process = await asyncio.create_subprocess_exec(
-                *command,
+                *_launched(program.command, program.library_path),
                 cwd=program.working_dir,
                 env={**os.environ, **program.environment},
                 stdin=asyncio.subprocess.DEVNULL,
@@ -212,15 +245,14 @@ class Supervisor:
             if time.monotonic() - running.started > SETTLED_SECONDS:
                 pause = FIRST_RESTART_SECONDS
             running.restarts += 1
+            running.trouble = f"ended with code {code}"
             self._set(running, "restarting")
-            log.warning("program ended and is started again", program=running.program.name, code=code, pause_seconds=pause)
             await asyncio.sleep(pause)
             pause = min(pause * 2, LONGEST_RESTART_SECONDS)
             await self._spawn(running)
             try:
                 await self._until_ready(running)
-            except ProgramFailed as error:
-                log.warning("program is not ready after a restart", program=running.program.name, error=str(error))
+            except ProgramFailed:
                 _signal_group(running.process.pid, signal.SIGKILL)
 
     async def _stop(self, running: Running) -> None:
@@ -288,6 +320,10 @@ def end_leftovers(record: Path) -> list[str]:
             ended.append(entry["name"])
     record.unlink()
     return ended
+
+
+def _launched(command: Sequence[str], library_path: Path | None) -> tuple[str, ...]:
+    return (sys.executable, "-I", "-S", launch.__file__, str(os.getpid()), str(library_path or ""), *command)
 
 
 def _created(pid: int) -> float:

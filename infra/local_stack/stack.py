@@ -1,0 +1,161 @@
+"""The whole stack of a profile: servers, upgrade, the three services, samples; started and ended in order."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from http import HTTPStatus
+
+import aiohttp
+
+from infra import settings as all_settings
+from infra.local_stack import ports, sample_pictures, servers
+from infra.local_stack.folder import Credentials, StackFolder, read_stack_file, write_stack_file
+from infra.local_stack.program import NotReady, Program
+from infra.local_stack.reporter import Reporter
+from infra.local_stack.supervisor import Supervisor, end_leftovers
+from infra.settings import ENV_PREFIX, CommonSettings, StackSettings
+
+UPGRADE_SECONDS = 1800.0
+"""A first start downloads and converts the model."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stack:
+    """A stack that runs."""
+
+    folder: StackFolder
+    settings: StackSettings
+    supervisor: Supervisor
+    services: CommonSettings
+    """What its services use to reach the servers."""
+
+    @property
+    def query_url(self) -> str:
+        return f"http://127.0.0.1:{self.settings.query_port}"
+
+
+@asynccontextmanager
+async def running(
+    folder: StackFolder, settings: StackSettings, reporter: Reporter, *, samples: bool, hurry: asyncio.Event | None = None
+) -> AsyncIterator[Stack]:
+    """Start everything, and end it when the block is left: services first, then servers, at once when `hurry` is set.
+
+    Raises ConfigurationError (a port or the data is in use), DownloadFailed and ProgramFailed.
+    """
+    with folder.locked():
+        for name in end_leftovers(folder.processes_file):
+            reporter.warn(f"{name} was left over from a stack that was killed, and is ended")
+        ports.require_free(settings.ports())
+        credentials = Credentials.of(folder)
+        variables = {**kept_variables(folder), **computed_variables(folder, settings, credentials)}
+        write_stack_file(folder, {**shell_values(folder, settings, credentials), **variables})
+        # Given by name, so that this process's own environment cannot point them elsewhere.
+        services = CommonSettings.model_validate(
+            {name.removeprefix(ENV_PREFIX).lower(): text for name, text in variables.items()}
+        )
+        supervisor = Supervisor(folder.logs, folder.processes_file, on_change=reporter.program_changed, hurry=hurry)
+        try:
+            reporter.doing("preparing SeaweedFS, Kafka and Milvus")
+            programs = await servers.prepare(folder, settings, credentials, reporter.doing)
+            reporter.doing("starting SeaweedFS, Kafka and Milvus")
+            await supervisor.start(programs)
+            reporter.doing("upgrading schema, topics and model")
+            await supervisor.run(
+                "upgrade",
+                command(folder, "upgrade"),
+                environment=variables,
+                seconds=UPGRADE_SECONDS,
+                say=reporter.doing,
+            )
+            reporter.done("schema, topics and model are up to date")
+            reporter.doing("starting bridge, worker and query service")
+            await supervisor.start(_services(folder, settings, variables))
+            if samples and (put := await sample_pictures.put_if_empty(services)):
+                reporter.done(f"{put} sample pictures put into bucket {services.buckets[0]}")
+            yield Stack(folder, settings, supervisor, services)
+        finally:
+            await supervisor.stop()
+
+
+def computed_variables(folder: StackFolder, settings: StackSettings, credentials: Credentials) -> dict[str, str]:
+    """IMAGE_SEARCH_* variables that point every service and command at this stack."""
+    fields = {
+        **servers.addresses(folder.root, settings, credentials),
+        "query_url": f"http://127.0.0.1:{settings.query_port}",
+        **{name: str(port) for name, port in settings.ports().items()},
+    }
+    return {f"{ENV_PREFIX}{name.upper()}": value for name, value in fields.items()}
+
+
+def kept_variables(folder: StackFolder) -> dict[str, str]:
+    """Settings that were given when this stack was started, now or earlier: data made with one model needs it again."""
+    known = set(_setting_variables())
+    merged = {**read_stack_file(folder), **os.environ}
+    return {name: value for name, value in merged.items() if name in known}
+
+
+def _setting_variables() -> Iterator[str]:
+    for kind in (
+        all_settings.CommonSettings,
+        all_settings.ModelSettings,
+        all_settings.BridgeSettings,
+        all_settings.ProcessorSettings,
+        all_settings.QuerySettings,
+        all_settings.StackSettings,
+    ):
+        yield from (f"{ENV_PREFIX}{name.upper()}" for name in kind.model_fields)
+
+
+def shell_values(folder: StackFolder, settings: StackSettings, credentials: Credentials) -> dict[str, str]:
+    """The names that people and scripts use."""
+    addresses = servers.addresses(folder.root, settings, credentials)
+    return {
+        "PROFILE": folder.profile,
+        "S3_ENDPOINT": addresses["s3_endpoint"],
+        "S3_ACCESS_KEY": addresses["s3_access_key"],
+        "S3_SECRET_KEY": addresses["s3_secret_key"],
+        "S3_BUCKET": settings.buckets[0],
+        "KAFKA_BOOTSTRAP": addresses["kafka_bootstrap"],
+        "MILVUS_URI": addresses["milvus_uri"],
+        "MILVUS_TOKEN": addresses["milvus_token"],
+        "DATABASE_URL": addresses["database_url"],
+        "QUERY_URL": f"http://127.0.0.1:{settings.query_port}",
+    }
+
+
+def command(folder: StackFolder, *arguments: str) -> tuple[str, ...]:
+    """`image-search` with this stack's folder, whether or not the program is on PATH."""
+    return (sys.executable, "-m", "infra.cli", "--state-dir", str(folder.state_dir.absolute()), *arguments)
+
+
+def _services(folder: StackFolder, settings: StackSettings, variables: dict[str, str]) -> list[Program]:
+    def service(name: str, port: int) -> Program:
+        return Program(
+            name=name,
+            command=command(folder, name),
+            working_dir=folder.root,
+            environment=variables,
+            ready=lambda: _service_ready(port),
+            start_seconds=settings.server_start_seconds,
+            stop_seconds=30.0,
+        )
+
+    return [
+        service("bridge", settings.bridge_port),
+        service("worker", settings.processor_port),
+        service("serve", settings.query_port),
+    ]
+
+
+async def _service_ready(port: int) -> None:
+    try:
+        async with aiohttp.ClientSession() as session, session.get(f"http://127.0.0.1:{port}/healthz/ready") as answer:
+            if answer.status != HTTPStatus.OK:
+                raise NotReady(f"/healthz/ready answers {answer.status}: {(await answer.text())[:500]}")
+    except aiohttp.ClientError as error:
+        raise NotReady(f"/healthz/ready does not answer: {type(error).__name__}") from None
