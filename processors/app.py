@@ -29,7 +29,9 @@ from processors.decode_pool import DecodePool
 from processors.delivery import Batcher
 from processors.embedding import PreparedModel, check_golden, open_embedder, prepare_model
 from processors.outcomes import RowMaker
-from processors.pipeline import AfterStep, Pipeline, Progress
+from processors.pipeline import AfterStep, Pipeline
+from processors.progress import Progress
+from processors.publishing import Publisher
 from processors.reading import Reader, ReadingRules
 from processors.vectors import Vectorizer
 from schemas.tables import ModelState
@@ -191,7 +193,7 @@ async def _parts(
             metadata=metadata,
             vectors=vectors,
             collection=model.collection,
-            producer=producer,
+            publisher=Publisher(producer, metadata, progress),
             rows=RowMaker(settings.deployment, model.name, model.fingerprint),
             batch_bytes=settings.batch_bytes,
             progress=progress,

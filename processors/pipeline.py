@@ -13,29 +13,25 @@ from __future__ import annotations
 import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
 import structlog
 
-from infra.errors import ImageRejected, ImageSearchError, InvalidEvent, TransientError
-from infra.kafka.interface import Message, Producer
+from infra.errors import ImageRejected, ImageSearchError, InvalidEvent
 from infra.metadata_store.interface import MetadataStore, RowWrite
 from infra.metrics import (
     BATCH_EVENTS,
-    DEAD_LETTERS,
     EVENTS_KNOWN,
     EVENTS_READ,
     GENERATION_CONFLICTS,
-    OUTCOMES,
-    PUT_TO_ROW_SECONDS,
-    RETRIES,
     STEP_SECONDS,
 )
 from infra.object_store.interface import StoredObject
 from infra.retry import Result, until_done
 from infra.vector_store.interface import VectorStore
-from processors.outcomes import RowMaker, dead_letter, outcome_message, vector_row
+from processors.outcomes import RowMaker, dead_letter, vector_row
+from processors.progress import Progress
+from processors.publishing import Publisher
 from processors.reading import Read, Reader
 from processors.vectors import Content, Embedded, Holders, Vectorizer, count_vectors
 from processors.work import (
@@ -44,8 +40,8 @@ from processors.work import (
     Finding,
     Gone,
     Picture,
+    Planned,
     Seen,
-    Unreachable,
     Work,
     collapse,
     is_known,
@@ -54,9 +50,6 @@ from processors.work import (
 from schemas.events import Cause, ReasonCode
 from schemas.identity import ContentHash, ObjectId
 from schemas.tables import RowState
-from schemas.topics import DEAD_LETTERS as DEAD_LETTER_TOPIC
-from schemas.topics import OUTCOMES as OUTCOME_TOPIC
-from schemas.topics import Topic
 
 log = structlog.get_logger(__name__)
 
@@ -71,29 +64,6 @@ async def _go_on(_step: int) -> None:
     return None
 
 
-@dataclass(slots=True)
-class Progress:
-    """Counts everything that happens, waiting for a store that is down included: what the watchdog looks at."""
-
-    steps: int = 0
-
-    def waited(self, error: TransientError, attempt: int) -> None:
-        self.steps += 1
-        store = getattr(error, "store", "object store")
-        RETRIES.labels(store).inc()
-        if attempt in (1, 5) or attempt % 50 == 0:
-            log.warning("waiting", error=str(error), attempt=attempt)
-
-
-@dataclass(frozen=True, slots=True)
-class _Planned:
-    """A finding with the write that follows from it."""
-
-    work: Work
-    finding: Finding
-    write: RowWrite | None
-
-
 class Pipeline:
     """Works a batch until nothing of it is left. Never raises for one object; a store that is down makes it wait."""
 
@@ -105,7 +75,7 @@ class Pipeline:
         metadata: MetadataStore,
         vectors: VectorStore,
         collection: str,
-        producer: Producer,
+        publisher: Publisher,
         rows: RowMaker,
         batch_bytes: int,
         progress: Progress,
@@ -113,7 +83,7 @@ class Pipeline:
     ) -> None:
         self._reader, self._vectorizer = reader, vectorizer
         self._metadata, self._vectors, self._collection = metadata, vectors, collection
-        self._producer, self._rows, self._batch_bytes = producer, rows, batch_bytes
+        self._publisher, self._rows, self._batch_bytes = publisher, rows, batch_bytes
         self._progress, self._after_step = progress, after_step
 
     async def process(self, deliveries: Sequence[Delivery]) -> None:
@@ -157,7 +127,7 @@ class Pipeline:
             raise
         except Exception:
             log.exception("object cannot even be recorded as failed", object=str(work.ref))
-            await self._send(DEAD_LETTER_TOPIC, [_letter(work.delivery, failure.reason, failure.message)])
+            await self._publisher.put_aside([dead_letter(work.delivery, failure.reason, failure.message)])
 
     async def _until_settled(self, works: Sequence[Work]) -> None:
         while works:
@@ -188,17 +158,17 @@ class Pipeline:
     # -- step 1 ------------------------------------------------------------------------------------------------------
     async def _parse(self, deliveries: Sequence[Delivery]) -> list[Work]:
         works: list[Work] = []
-        letters: list[Message] = []
+        bad: list[tuple[Delivery, InvalidEvent]] = []
         with self._timed(1, "parse"):
             for delivery in deliveries:
                 try:
                     work = parse(delivery)
                 except InvalidEvent as error:
-                    letters.append(_letter(delivery, error.reason, str(error)))
+                    bad.append((delivery, error))
                 else:
                     EVENTS_READ.labels(work.change.cause).inc()
                     works.append(work)
-            await self._send(DEAD_LETTER_TOPIC, letters)
+            await self._publisher.put_aside([dead_letter(delivery, error.reason, str(error)) for delivery, error in bad])
         await self._done(1)
         return works
 
@@ -216,13 +186,11 @@ class Pipeline:
         if not owing:
             return set()
         planned = [
-            _Planned(
-                work, seen[work.object_id], _finding_of(row.state, row.reason, row.message), RowWrite(row, row.generation - 1)
-            )
+            Planned(work, _finding_of(row.state, row.reason, row.message), RowWrite(row, row.generation - 1))
             for work, row in owing
         ]
         moved_on = await self._remove_vectors(planned)
-        await self._publish([one for one in planned if one.work.object_id not in moved_on])
+        await self._publisher.publish([one for one in planned if one.work.object_id not in moved_on])
         for work, row in owing:
             seen[work.object_id] = Seen(row.with_published(), seen[work.object_id].models)
         return moved_on
@@ -294,7 +262,7 @@ class Pipeline:
         timings = {**timings_ms, "write": 1000 * (time.perf_counter() - write_started) / max(1, len(found))}
         planned = [
             # A microsecond apart in the order of their events, so that `oldest first` has one answer within a batch too.
-            _Planned(work, finding, self._rows.write_for(work, seen, finding, now + timedelta(microseconds=place), timings))
+            Planned(work, finding, self._rows.write_for(work, seen, finding, now + timedelta(microseconds=place), timings))
             for place, (work, seen, finding) in enumerate(found)
         ]
         with self._timed(9, "rows"):
@@ -305,11 +273,11 @@ class Pipeline:
             lost |= await self._remove_vectors(written)
         await self._done(9)
         with self._timed(10, "outcomes"):
-            await self._publish([one for one in written if one.work.object_id not in lost])
+            await self._publisher.publish([one for one in written if one.work.object_id not in lost])
         await self._done(10)
         return lost
 
-    async def _remove_vectors(self, planned: Sequence[_Planned]) -> set[ObjectId]:
+    async def _remove_vectors(self, planned: Sequence[Planned]) -> set[ObjectId]:
         """Remove the vectors of what is no longer indexed, after its row said so. Returns whom another writer overtook.
 
         The generation is read again afterwards: a writer that indexed the object in between has had its vector removed by
@@ -329,31 +297,7 @@ class Pipeline:
             if (rows[object_id].generation if object_id in rows else 0) != generation
         }
 
-    async def _publish(self, planned: Sequence[_Planned]) -> None:
-        """Outcomes and dead letters, then the note in the row that they are out."""
-        outcomes = [outcome for one in planned if one.write for outcome in one.write.row.owed_outcomes]
-        letters = [
-            _letter(one.work.delivery, one.finding.reason, one.finding.message, one.work.change.attempt)
-            for one in planned
-            if isinstance(one.finding, Failure | Unreachable)
-        ]
-        await self._send(DEAD_LETTER_TOPIC, letters)
-        await self._send(OUTCOME_TOPIC, [outcome_message(outcome) for outcome in outcomes])
-        published = {
-            one.work.object_id: one.write.row.generation for one in planned if one.write and one.write.row.owed_outcomes
-        }
-        if published:
-            await self._wait(lambda: self._metadata.mark_published(published))
-        for outcome in outcomes:
-            OUTCOMES.labels(outcome.type, outcome.data.reason or "").inc()
-            if outcome.data.timings_ms and outcome.data.timings_ms.since_put is not None:
-                PUT_TO_ROW_SECONDS.observe(outcome.data.timings_ms.since_put / 1000)
-
     # -- shared ------------------------------------------------------------------------------------------------------
-    async def _send(self, topic: Topic, messages: Sequence[Message]) -> None:
-        if messages:
-            await self._wait(lambda: self._producer.send(topic, messages))
-
     async def _wait(self, call: Callable[[], Awaitable[Result]]) -> Result:
         return await until_done(call, on_wait=self._progress.waited)
 
@@ -373,19 +317,6 @@ def _finding_of(state: RowState, reason: ReasonCode | None, message: str | None)
     if state is RowState.FAILED:
         return Failure(reason or ReasonCode.INTERNAL_ERROR, message or "", None)
     return Gone()
-
-
-def _letter(delivery: Delivery, reason: ReasonCode, message: str, attempt: int = 1) -> Message:
-    DEAD_LETTERS.labels(reason).inc()
-    log.warning(
-        "dead letter",
-        reason=reason,
-        message=message,
-        topic=delivery.topic,
-        partition=delivery.partition,
-        offset=delivery.offset,
-    )
-    return dead_letter(delivery, reason, message, attempt)
 
 
 def _by_bytes(works: Sequence[Work], limit: int) -> Iterator[list[Work]]:

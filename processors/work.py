@@ -9,7 +9,7 @@ from datetime import datetime
 from pydantic import ValidationError
 
 from infra.errors import InvalidEvent
-from infra.metadata_store.interface import ImageRow
+from infra.metadata_store.interface import ImageRow, RowWrite
 from infra.object_store.interface import ObjectStat
 from schemas.events import OBJECT_CHANGED, Cause, ObjectChange, ObjectEvent, ReasonCode
 from schemas.identity import ContentHash, ModelFingerprint, ObjectId, ObjectRef
@@ -122,6 +122,15 @@ class Unreachable:
 
 
 Finding = Picture | Failure | Ignored | Gone | Unreachable
+
+
+@dataclass(frozen=True, slots=True)
+class Planned:
+    """A finding with the write that follows from it; None: nothing is to be written (see RowMaker.write_for)."""
+
+    work: Work
+    finding: Finding
+    write: RowWrite | None
 
 
 def parse(delivery: Delivery) -> Work:

@@ -18,7 +18,9 @@ from infra.vector_store.memory import MemoryVectorStore
 from processors.decode import Decoded
 from processors.embedding.embedder import Pixels, Vectors
 from processors.outcomes import RowMaker
-from processors.pipeline import AfterStep, Pipeline, Progress
+from processors.pipeline import AfterStep, Pipeline
+from processors.progress import Progress
+from processors.publishing import Publisher
 from processors.reading import Reader, ReadingRules
 from processors.vectors import Vectorizer
 from processors.work import Delivery
@@ -118,7 +120,7 @@ class World:
             metadata=self.metadata,
             vectors=self.vectors,
             collection=COLLECTION,
-            producer=self.producer,
+            publisher=Publisher(self.producer, self.metadata, self.progress),
             rows=RowMaker("test", "bytes", MODEL),
             batch_bytes=10_000,
             progress=self.progress,
