@@ -69,11 +69,11 @@ def sqlite_path(url: URL) -> Path | None:
     return Path(url.database or "") if url.get_backend_name() == "sqlite" else None
 
 
-def set_sqlite_pragmas(connection: DBAPIConnection) -> None:
+def set_sqlite_pragmas(connection: DBAPIConnection, *, busy_seconds: float) -> None:
     """For every new connection. Takes transaction control from the driver, which would begin too late and never IMMEDIATE."""
     connection.isolation_level = None
     cursor = connection.cursor()
-    cursor.execute(f"PRAGMA busy_timeout = {int(SQLITE_BUSY_SECONDS * 1000)}")
+    cursor.execute(f"PRAGMA busy_timeout = {int(busy_seconds * 1000)}")
     cursor.execute("PRAGMA journal_mode = WAL")
     # Offsets are acknowledged after the commit: a commit that a power cut takes back would be a loss until the next scan,
     # and a generation given out twice.
@@ -88,14 +88,15 @@ def _begin_sqlite(connection: Connection) -> None:
     connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
 
 
-def _sqlite_engine(url: URL, path: Path, pool_size: int) -> AsyncEngine:
+def _sqlite_engine(url: URL, path: Path, pool_size: int, timeout: float) -> AsyncEngine:
     # mode=rw: a service that starts before `upgrade` must not leave an empty file behind.
     existing = url.set(database=f"file:{quote(str(path.absolute()))}", query={"mode": "rw", "uri": "true"})
     engine = create_async_engine(existing, pool_size=pool_size, max_overflow=0)
 
     @event.listens_for(engine.sync_engine, "connect")
     def _connected(connection: DBAPIConnection, _record: object) -> None:
-        set_sqlite_pragmas(connection)
+        # SQLite waits in its own thread and cannot be called back: it must not wait longer than we do.
+        set_sqlite_pragmas(connection, busy_seconds=min(SQLITE_BUSY_SECONDS, timeout / 2))
 
     event.listen(engine.sync_engine, "begin", _begin_sqlite)
     return engine
@@ -121,7 +122,9 @@ class Database:
     def __init__(self, url: URL, *, pool_size: int, timeout_seconds: float) -> None:
         path = sqlite_path(url)
         self._engine = (
-            _sqlite_engine(url, path, pool_size) if path is not None else _server_engine(url, pool_size, timeout_seconds)
+            _server_engine(url, pool_size, timeout_seconds)
+            if path is None
+            else _sqlite_engine(url, path, pool_size, timeout_seconds)
         )
         self._writer = self._engine.execution_options(**{_WRITES: True})
         self._serial = self._writer if path is not None else self._writer.execution_options(isolation_level="SERIALIZABLE")

@@ -93,8 +93,7 @@ def _engine(url: URL) -> Engine:
 
     @event.listens_for(engine, "connect")
     def _connected(connection: sqlalchemy.engine.interfaces.DBAPIConnection, _record: object) -> None:
-        set_sqlite_pragmas(connection)
-        connection.cursor().execute(f"PRAGMA busy_timeout = {_LOCK_SECONDS * 1000}")
+        set_sqlite_pragmas(connection, busy_seconds=_LOCK_SECONDS)
 
     @event.listens_for(engine, "begin")
     def _begin(connection: Connection) -> None:
