@@ -51,8 +51,10 @@ def score_between(one: float, other: float) -> float:
 
 
 async def decode(data: bytes) -> Pixels:
+    if not data:
+        raise ImageRejected(ReasonCode.EMPTY_OBJECT, "The picture is empty.")
     if not data.startswith(b"picture "):
-        raise ImageRejected(ReasonCode.NOT_AN_IMAGE, "this is no picture")
+        raise ImageRejected(ReasonCode.NOT_AN_IMAGE, "This is no picture.")
     angle = int(data.removeprefix(b"picture "))
     return np.array([[[[angle // 256, angle % 256, 0]]]], dtype=np.uint8)
 
@@ -96,6 +98,8 @@ class QueryWorld:
         self.broker = MemoryBroker(*ALL_TOPICS, partitions=4, idle_seconds=0.05)
         self.embedder = AngleEmbedder()
         self.decode: Callable[[bytes], Awaitable[Pixels]] = decode
+        self.fingerprint = FINGERPRINT
+        """Of the model that the service is set to."""
 
     async def start(self) -> QueryWorld:
         await self.vectors.create_collection(COLLECTION, dimension=2)
@@ -182,7 +186,7 @@ class QueryWorld:
     def resources(self) -> Resources:
         @asynccontextmanager
         async def model(_settings: QuerySettings) -> AsyncIterator[QueryModel]:
-            yield QueryModel(FINGERPRINT, "angles", self.decode, self.embedder)
+            yield QueryModel(self.fingerprint, "angles", self.decode, self.embedder)
 
         return Resources(
             objects=_opening(self.objects),

@@ -10,6 +10,8 @@ from query_service.endpoint import Endpoint
 
 _FOLDER = Path(__file__).parent.parent / "ui"
 
+_HTML, _SCRIPT, _STYLE, _ICON = "text/html", "text/javascript", "text/css", "image/svg+xml"
+
 _HEADERS = {
     "Content-Security-Policy": (
         "default-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; object-src 'none'"
@@ -19,28 +21,29 @@ _HEADERS = {
 
 
 async def page(_request: web.Request) -> web.FileResponse:
-    return _file("index.html")
+    return _file("index.html", _HTML)
 
 
 async def script(_request: web.Request) -> web.FileResponse:
-    return _file("app.js")
+    return _file("app.js", _SCRIPT)
 
 
 async def style(_request: web.Request) -> web.FileResponse:
-    return _file("style.css")
+    return _file("style.css", _STYLE)
 
 
 async def icon(_request: web.Request) -> web.FileResponse:
-    return _file("icon.svg")
+    return _file("icon.svg", _ICON)
 
 
-def _file(name: str) -> web.FileResponse:
-    return web.FileResponse(_FOLDER / name, headers=_HEADERS)
+def _file(name: str, media_type: str) -> web.FileResponse:
+    # Named here: what the host's table of types says differs from machine to machine.
+    return web.FileResponse(_FOLDER / name, headers={**_HEADERS, "Content-Type": f"{media_type}; charset=utf-8"})
 
 
 ENDPOINTS = (
-    Endpoint("GET", "/", page, "The page", "text/html"),
-    Endpoint("GET", "/ui/app.js", script, "The page's script", "text/javascript"),
-    Endpoint("GET", "/ui/style.css", style, "The page's style", "text/css"),
-    Endpoint("GET", "/ui/icon.svg", icon, "The page's icon", "image/svg+xml"),
+    Endpoint("GET", "/", page, "The page", _HTML),
+    Endpoint("GET", "/ui/app.js", script, "The page's script", _SCRIPT),
+    Endpoint("GET", "/ui/style.css", style, "The page's style", _STYLE),
+    Endpoint("GET", "/ui/icon.svg", icon, "The page's icon", _ICON),
 )
