@@ -31,8 +31,8 @@ class Inspector:
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
-        self._admin = _Kept(self._start_admin, lambda admin: connection.ended(admin.close()))
-        self._consumer = _Kept(self._start_consumer, lambda consumer: connection.ended(consumer.stop()))
+        self._admin = KeptClient(self._start_admin, lambda admin: connection.ended(admin.close()))
+        self._consumer = KeptClient(self._start_consumer, lambda consumer: connection.ended(consumer.stop()))
         self._looking = asyncio.Lock()
 
     async def check(self) -> None:
@@ -133,7 +133,7 @@ class Inspector:
         return consumer
 
 
-class _Kept:
+class KeptClient:
     """A client that is kept for as long as it works. After a failure it is ended, and the next use starts another."""
 
     def __init__(self, start: Callable[[], Awaitable[Any]], end: Callable[[Any], Awaitable[None]]) -> None:

@@ -80,7 +80,7 @@ class S3ObjectStore:
             if stat.size > max_bytes:
                 raise ImageRejected(ReasonCode.OBJECT_TOO_LARGE, f"{stat.size} bytes; the limit is {max_bytes}")
             # The size is what Content-Length says, and no more than that is ever handed on: this buffer is bounded.
-            data = b"".join([chunk async for chunk in _chunks(response, stat.size)])
+            data = b"".join([chunk async for chunk in body_chunks(response, stat.size)])
         return StoredObject(stat, data)
 
     @asynccontextmanager
@@ -200,13 +200,13 @@ class S3ObjectStore:
     async def _translated_chunks(self, response: aiohttp.ClientResponse, size: int) -> AsyncGenerator[bytes]:
         # No total time-out: how long a stream takes is its reader's affair. A silent store is ended by the session's sock_read.
         try:
-            async for chunk in _chunks(response, size):
+            async for chunk in body_chunks(response, size):
                 yield chunk
         except (aiohttp.ClientError, OSError) as error:
             raise _translate(error, self._timeout_seconds) from error
 
 
-async def _chunks(response: aiohttp.ClientResponse, size: int) -> AsyncIterator[bytes]:
+async def body_chunks(response: aiohttp.ClientResponse, size: int) -> AsyncIterator[bytes]:
     """Exactly `size` bytes, or StoreUnavailable: a body that was cut short must never pass for a whole object."""
     received = 0
     while chunk := await response.content.readany():

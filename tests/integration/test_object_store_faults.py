@@ -154,6 +154,24 @@ async def test_a_truncated_body_is_never_short_data(read: Callable[[ObjectStore]
             await read(store)
 
 
+async def test_a_length_that_does_not_fit_the_body_is_never_short_data() -> None:
+    headers = f"{OBJECT_HEADERS}Content-Length: 10\r\nTransfer-Encoding: chunked\r\n\r\n"
+    answer = f"HTTP/1.1 200 OK\r\n{headers}4\r\nhalf\r\n0\r\n\r\n".encode()
+    async with faulty_store(always(answer)) as (store, _):
+        with pytest.raises(StoreUnavailable):
+            await read_all(store)
+
+
+async def test_a_put_is_not_sent_to_a_bucket_that_is_missing() -> None:
+    async def makes_what_is_missing(method: str, path: str, writer: asyncio.StreamWriter) -> None:
+        writer.write(reply("404 Not Found") if method == "HEAD" else reply("200 OK", 'ETag: "new"\r\n'))
+
+    async with faulty_store(makes_what_is_missing) as (store, server):
+        with pytest.raises(StoreRefused):
+            await store.put(REF, b"x")
+        assert server.requests == [("HEAD", "/pictures")]
+
+
 @pytest.mark.parametrize("call", CALLS, ids=CALL_NAMES)
 @pytest.mark.parametrize("status", ["500 Internal Server Error", "503 Slow Down", "429 Too Many Requests"])
 async def test_a_failing_server_is_unavailable_and_asked_once(

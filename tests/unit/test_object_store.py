@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import cast
+
+import aiohttp
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -10,6 +13,7 @@ from miniopy_async import helpers
 from infra.errors import ImageSearchError, StoreUnavailable
 from infra.object_store.memory import MemoryObjectStore, Operation
 from infra.object_store.names import check_bucket_name, check_place
+from infra.object_store.s3 import body_chunks
 from schemas.identity import ObjectRef
 
 BUCKET = "pictures"
@@ -83,3 +87,29 @@ async def test_a_fault_of_the_twin_comes_before_the_operation() -> None:
 async def test_the_twin_takes_its_time_from_the_clock_it_is_given() -> None:
     store = MemoryObjectStore(BUCKET, now_us=lambda: 5_999_999)
     assert (await store.put(ObjectRef(BUCKET, "a.jpg"), b"x")).put_time_us == 5_000_000
+
+
+class CannedResponse:
+    """As much of a response as is needed to read its body."""
+
+    def __init__(self, chunks: list[bytes]) -> None:
+        self.content = self
+        self._chunks = [*chunks, b""]
+
+    async def readany(self) -> bytes:
+        return self._chunks.pop(0)
+
+
+@given(chunks=st.lists(st.binary(min_size=1, max_size=5), max_size=5), size=st.integers(0, 12))
+async def test_a_body_of_another_size_is_never_handed_on_whole(chunks: list[bytes], size: int) -> None:
+    response = cast(aiohttp.ClientResponse, CannedResponse(chunks))
+    body = b"".join(chunks)
+    found: list[bytes] = []
+    try:
+        async for chunk in body_chunks(response, size):
+            found.append(chunk)
+            assert len(b"".join(found)) <= size
+    except StoreUnavailable:
+        assert len(body) != size
+    else:
+        assert (b"".join(found), len(body)) == (body, size)
