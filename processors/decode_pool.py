@@ -6,6 +6,7 @@ import asyncio
 import math
 import multiprocessing
 import os
+import time
 from collections.abc import Sequence
 from concurrent.futures.process import BrokenProcessPool
 from itertools import pairwise
@@ -31,6 +32,9 @@ by picture, each with its full time, so this only bounds how long one that hangs
 
 START_SECONDS = 30.0
 """Longest wait for the processes to start, and for a task beyond its own time: then the pool is made anew."""
+
+HEALTH_SECONDS = 0.25
+"""Time between looks at the pool while a task is waited for: a pool that breaks just then may forget the task."""
 
 POOLS_A_TASK = 3
 """How many pools a task may see break before decoding is reported as not working."""
@@ -139,22 +143,24 @@ class DecodePool:
         raise TransientError("decode processes end as soon as they are started")
 
     async def _submit(self, pictures: Sequence[bytes], timeout: float) -> list[Raster | Refusal]:
-        if self._pool is None:
-            raise RuntimeError("the decode pool is not started")
+        pool = self._pool
+        if pool is None:
+            raise TransientError("the decode pool is not running")
         try:
-            future: ProcessFuture[list[Raster | Refusal]] = self._pool.schedule(
+            future: ProcessFuture[list[Raster | Refusal]] = pool.schedule(
                 render_all, args=(pictures, self._rules, self._renderer), timeout=timeout
             )
         except RuntimeError as error:
             raise _PoolBroken from error
         waiting = asyncio.wrap_future(future)
         self._tasks_waited_for += 1
+        # The time-out above runs from a task's start. A task that was lost between pool and process never starts.
+        patience = START_SECONDS + timeout * TASK_TIMEOUT_FACTOR * math.ceil(self._tasks_waited_for / self._workers)
+        give_up = time.monotonic() + patience
         try:
-            # The time-out above runs from a task's start. A task that was lost between pool and process never starts.
-            patience = START_SECONDS + timeout * TASK_TIMEOUT_FACTOR * math.ceil(self._tasks_waited_for / self._workers)
-            done, _ = await asyncio.wait({waiting}, timeout=patience)
-            if not done:
-                raise _PoolBroken
+            while not (await asyncio.wait({waiting}, timeout=HEALTH_SECONDS))[0]:
+                if time.monotonic() > give_up or not pool.active:
+                    raise _PoolBroken
             return waiting.result()
         except BrokenProcessPool as error:
             raise _PoolBroken from error
