@@ -37,7 +37,7 @@ _WRITES = "image_search_writes"
 # start, the first two get their locks and the third sees the other's row.
 _MYSQL_LOST_A_RACE = frozenset({1062, 1205, 1213})
 _MYSQL_NO_SCHEMA = frozenset({1049, 1054, 1146})  # unknown database, column, table
-_SQLITE_LOST_A_RACE = ("database is locked", "UNIQUE constraint failed")
+_SQLITE_LOST_A_RACE = "database is locked"
 _SQLITE_NO_SCHEMA = ("no such table", "no such column", "unable to open database file")
 
 
@@ -198,7 +198,7 @@ class _LostARace(Exception):
 
 def lost_a_race(error: DBAPIError) -> bool:
     code, text = _code_and_text(error)
-    return code in _MYSQL_LOST_A_RACE or any(part in text for part in _SQLITE_LOST_A_RACE)
+    return code in _MYSQL_LOST_A_RACE or _SQLITE_LOST_A_RACE in text
 
 
 def translated(error: Exception) -> ConfigurationError | StoreUnavailable:

@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import create_async_engine
@@ -307,6 +307,8 @@ keys = st.text(key_characters, min_size=1, max_size=6)
 
 
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@example(names={"a", "a\x00", "a😀", "ab", "b", "A", "`", "\ud7ff", "\ue000"}, prefix="a", page=2)
+@example(names={"\ud7ff", "\ud7ff日", "\ue000", "日"}, prefix="\ud7ff", page=2)
 @given(names=st.sets(keys, min_size=1, max_size=12), prefix=st.text(key_characters, max_size=2), page=st.integers(1, 5))
 async def test_pages_are_in_byte_order_and_prefixes_exact(stores: Stores, names: set[str], prefix: str, page: int) -> None:
     store = stores.store
