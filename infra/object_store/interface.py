@@ -12,7 +12,11 @@ from schemas.identity import ObjectRef
 
 @dataclass(frozen=True, slots=True)
 class ObjectStat:
-    """An object as its store describes it. `etag` is unquoted; `put_time_us` is Last-Modified, in microseconds."""
+    """An object as its store describes it, the same from a listing, a stat and a read, but for the last two fields.
+
+    `etag` is unquoted. `put_time_us` is Last-Modified, in microseconds, floored to the second. `version` and `content_type` are
+    None from a listing, which does not tell them.
+    """
 
     ref: ObjectRef
     etag: str
@@ -43,6 +47,7 @@ class ObjectStream:
 class ObjectStore(Protocol):
     """Every method raises StoreUnavailable, or StoreRefused for a missing bucket and for denied access.
 
+    Those with a key raise ImageRejected(OBJECT_UNREADABLE) for one that no request can carry (names.py).
     Each call has its own time-out; none retries: the caller decides how long to wait.
     """
 
@@ -50,12 +55,16 @@ class ObjectStore(Protocol):
         """Raises ObjectGone, and ImageRejected(OBJECT_TOO_LARGE) before more than `max_bytes` are in memory."""
 
     def open(self, ref: ObjectRef) -> AbstractAsyncContextManager[ObjectStream]:
-        """Stream an object's bytes. Raises ObjectGone on entering."""
+        """Stream an object's bytes. Raises ObjectGone on entering, StoreUnavailable also while its chunks are taken.
+
+        Holds a connection until it is left, however slow its reader: bound how many are open.
+        """
 
     async def stat(self, ref: ObjectRef) -> ObjectStat:
         """Raises ObjectGone."""
 
-    async def put(self, ref: ObjectRef, data: bytes, content_type: str = "application/octet-stream") -> ObjectStat: ...
+    async def put(self, ref: ObjectRef, data: bytes, content_type: str = "application/octet-stream") -> ObjectStat:
+        """Describes what was put, even if another writer came right behind. Never makes a bucket."""
 
     async def delete(self, ref: ObjectRef) -> None:
         """Deleting what is not there is no error."""
