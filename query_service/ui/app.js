@@ -11,23 +11,27 @@ const number = new Intl.NumberFormat("en");
 
 // -- search ------------------------------------------------------------------------------------------------------------
 let running = null; // the AbortController of the search under way
-let last = null; // how to ask the last question again, when a filter changes
+let last = browse; // how to ask the last question again, when a filter changes
 
-function parameters() {
+const NOTHING_THERE = "Nothing here yet. Put pictures into the bucket, then drop one above to find others like it.";
+const NOTHING_FOUND = "Nothing found. Widen the filters, or put more pictures into the bucket.";
+
+function parameters(path) {
   const chosen = new URLSearchParams({ limit: $("limit").value });
   if ($("prefix").value) chosen.set("prefix", $("prefix").value);
-  if ($("min-score").value) chosen.set("min_score", $("min-score").value);
+  if (path === "/v1/images") chosen.set("state", "indexed");
+  else if ($("min-score").value) chosen.set("min_score", $("min-score").value);
   return chosen;
 }
 
-async function ask(path, options) {
+async function ask(path, options, show) {
   running?.abort();
   const mine = (running = new AbortController());
   $("hits").classList.add("waiting");
-  $("results-note").textContent = "Searching…";
+  $("results-note").textContent = "Looking…";
   try {
     const since = performance.now();
-    const response = await fetch(`${path}?${parameters()}`, { ...options, signal: mine.signal });
+    const response = await fetch(`${path}?${parameters(path)}`, { ...options, signal: mine.signal });
     const answer = await response.json();
     if (!response.ok) throw new Error(answer.error.message);
     say(null);
@@ -41,8 +45,18 @@ async function ask(path, options) {
   }
 }
 
+// What there is to start from, before anything was searched for.
+function browse() {
+  last = browse;
+  return ask("/v1/images", {}, (page) => {
+    draw("In the bucket", page.images, NOTHING_THERE);
+    $("results-note").textContent = page.images.length ? "Select one to find others like it" : "";
+  });
+}
+
 function searchBy(file) {
-  last = () => ask("/v1/search", { method: "POST", body: file, headers: { "Content-Type": "application/octet-stream" } });
+  const headers = { "Content-Type": "application/octet-stream" };
+  last = () => ask("/v1/search", { method: "POST", body: file, headers }, showHits);
   if (location.hash) history.pushState(null, "", location.pathname);
   describe(file.name || "Pasted picture", "Drop, paste or");
   preview(file);
@@ -50,7 +64,7 @@ function searchBy(file) {
 }
 
 function searchLike(id, key) {
-  last = () => ask(`/v1/images/${id}/similar`, {});
+  last = () => ask(`/v1/images/${id}/similar`, {}, showHits);
   describe(key ? `Like ${key}` : "Like a stored picture", "Drop, paste or");
   fetch(`/v1/images/${id}/content`)
     .then((response) => (response.ok ? response.blob() : Promise.reject(new Error("gone"))))
@@ -59,24 +73,38 @@ function searchLike(id, key) {
   return last();
 }
 
-function show(answer, milliseconds) {
-  const cards = answer.hits.map((hit) => {
-    const card = $("hit-template").content.firstElementChild.cloneNode(true);
-    const button = card.querySelector(".hit-button");
-    picture(card.querySelector("img"), hit.url);
-    card.querySelector(".score").textContent = hit.score.toFixed(1);
-    card.querySelector(".score").style.setProperty("--share", `${Math.max(0, Math.min(100, hit.score))}%`);
-    card.querySelector(".key").textContent = hit.key;
-    card.querySelector(".open").href = hit.url;
-    button.title = `${hit.bucket}/${hit.key}\ndistance ${hit.distance}`;
-    button.setAttribute("aria-label", `${hit.key}, score ${hit.score.toFixed(1)}. Search for pictures like it`);
-    button.addEventListener("click", () => goTo(hit.id, hit.key));
-    return card;
-  });
-  $("hits").replaceChildren(...cards);
-  $("hits-empty").hidden = cards.length > 0;
-  $("hits-empty").textContent = "Nothing found. Widen the filters, or put more pictures into the bucket.";
-  $("results-note").textContent = `${number.format(cards.length)} ${cards.length === 1 ? "hit" : "hits"} in ${Math.round(milliseconds)} ms`;
+function showHits(answer, milliseconds) {
+  draw("Results", answer.hits, NOTHING_FOUND);
+  const count = answer.hits.length;
+  $("results-note").textContent = `${number.format(count)} ${count === 1 ? "hit" : "hits"} in ${Math.round(milliseconds)} ms`;
+}
+
+function draw(title, images, nothing) {
+  $("results-title").textContent = title;
+  $("hits").replaceChildren(...images.map(card));
+  $("hits-empty").hidden = images.length > 0;
+  $("hits-empty").textContent = nothing;
+}
+
+function card(image) {
+  const entry = $("hit-template").content.firstElementChild.cloneNode(true);
+  const button = entry.querySelector(".hit-button");
+  const score = entry.querySelector(".score");
+  picture(entry.querySelector("img"), image.url);
+  entry.querySelector(".key").textContent = image.key;
+  entry.querySelector(".open").href = image.url;
+  button.title = `${image.bucket}/${image.key}`;
+  if (image.score === undefined) {
+    score.remove();
+    button.setAttribute("aria-label", `${image.key}. Search for pictures like it`);
+  } else {
+    score.textContent = image.score.toFixed(1);
+    score.style.setProperty("--share", `${Math.max(0, Math.min(100, image.score))}%`);
+    button.title += `\ndistance ${image.distance}`;
+    button.setAttribute("aria-label", `${image.key}, score ${image.score.toFixed(1)}. Search for pictures like it`);
+  }
+  button.addEventListener("click", () => goTo(image.id, image.key));
+  return entry;
 }
 
 function goTo(id, key) {
@@ -87,7 +115,10 @@ function goTo(id, key) {
 
 function fromAddress() {
   const id = /^#like=([0-9a-f]{64})$/.exec(location.hash)?.[1];
-  if (id) searchLike(id, history.state?.key);
+  if (id) return searchLike(id, history.state?.key);
+  describe("Drop a picture here", "or paste one, or");
+  preview(null);
+  return browse();
 }
 
 function say(problem) {
@@ -160,7 +191,7 @@ document.addEventListener("drop", (event) => {
 });
 
 $("filters").addEventListener("submit", (event) => event.preventDefault());
-$("filters").addEventListener("change", () => last?.());
+$("filters").addEventListener("change", () => last());
 window.addEventListener("popstate", fromAddress);
 
 // -- arrivals ----------------------------------------------------------------------------------------------------------
@@ -187,7 +218,7 @@ function arrival(event) {
   const entry = $("feed-template").content.firstElementChild.cloneNode(true);
   const button = entry.querySelector("button");
   const findable = kind === "indexed" || kind === "updated";
-  const took = timings?.since_put ? ` after ${(timings.since_put / 1000).toFixed(1)} s` : "";
+  const took = timings?.since_put >= 50 ? ` after ${(timings.since_put / 1000).toFixed(1)} s` : "";
   entry.dataset.kind = kind;
   entry.querySelector(".key").textContent = key;
   entry.querySelector(".arrival-note").textContent = reason ? `${WORDS[kind]}: ${message ?? reason}` : WORDS[kind] + took;
@@ -212,6 +243,7 @@ function drawFeed() {
   while ($("feed").children.length > FEED_LENGTH) $("feed").lastElementChild.remove();
   $("feed-empty").hidden = true;
   $("feed-note").textContent = `${number.format(arrived)} since you opened this page`;
+  if (last === browse && $("hits").children.length < Number($("limit").value)) browse();
 }
 
 // -- status ------------------------------------------------------------------------------------------------------------
@@ -228,7 +260,7 @@ function describeStatus(status) {
   if (pending) parts.push(`${number.format(pending)} on their way`);
   if (images.failed) parts.push(`${number.format(images.failed)} failed`);
   if (freshness.reason) parts.push(freshness.reason);
-  else parts.push(`fresh to ${age(freshness.lag_ms)} ago`);
+  else parts.push(`indexed through ${age(freshness.lag_ms)} ago`);
   parts.push(model.name);
   return [pending || freshness.reason ? "busy" : "good", parts.join(" · ")];
 }
