@@ -18,7 +18,7 @@ from infra.local_stack import milvus, stack
 from infra.local_stack.folder import StackFolder
 from infra.local_stack.reporter import Reporter
 from infra.local_stack.supervisor import ProgramFailed
-from infra.settings import StackSettings, load
+from infra.settings import DEFAULT_STATE_DIR, StackSettings, load
 
 READY = b"ready\n"
 FOLLOW_SECONDS = 0.2
@@ -116,6 +116,8 @@ def _follow(log_path: Path, position: int, ready: int) -> bytes:
 def _guide(running: stack.Stack) -> str:
     folder, services = running.folder, running.services
     program = "image-search" if shutil.which("image-search") else _shown(Path(sys.executable).with_name("image-search"))
+    if folder.state_dir != DEFAULT_STATE_DIR:
+        program += f" --state-dir {folder.state_dir}"
     stack_file = _shown(folder.stack_file)
     bucket = services.buckets[0]
     return f"""\

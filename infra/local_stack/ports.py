@@ -22,10 +22,11 @@ def require_free(ports: Mapping[str, int]) -> None:
     if not taken:
         return
     holders = _holders()
-    lines = [
-        f"  port {port} ({ENV_PREFIX}{name.upper()}) is held by {holders.get(port, 'a process of another user')}"
-        for name, port in taken.items()
-    ]
+    by_holder: dict[str, list[str]] = {}
+    for name, port in taken.items():
+        holder = holders.get(port, "a process of another user")
+        by_holder.setdefault(holder, []).append(f"{port} ({ENV_PREFIX}{name.upper()})")
+    lines = [f"  {holder}\n    holds {', '.join(held)}" for holder, held in by_holder.items()]
     raise ConfigurationError(
         "ports are taken; stop who holds them, or set other ports by the variables named here:\n" + "\n".join(lines)
     )
@@ -64,5 +65,5 @@ def _holders() -> dict[int, str]:
             continue
         with suppress(psutil.Error):
             command = " ".join(psutil.Process(connection.pid).cmdline())
-            holders[connection.laddr.port] = f"pid {connection.pid}: {command[:200]}"
+            holders[connection.laddr.port] = f"pid {connection.pid}: {command[:120]}"
     return holders
