@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from types import MappingProxyType
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -130,9 +129,8 @@ class MilvusVectorStore:
 
     async def page(self, name: str, *, after: ObjectId | None = None, limit: int = 1000) -> list[VectorEntry]:
         fields = ["object_id", "bucket", "key", "content_hash"]
-        # As an iterator asks: only then do servers from 2.4 on promise the lowest ids, in order.
-        options = {"limit": limit, "iterator": "True", "reduce_stop_for_best": "False"}
-        found = await self._query(name, between(after, None), fields, strong=True, options=options)
+        # A limit takes the lowest keys. Asking as the library's iterators do would read at an old timestamp, Strong or not.
+        found = await self._query(name, between(after, None), fields, strong=True, limit=limit)
         entries = sorted((_entry(row) for row in found), key=lambda entry: entry.object_id)
         return await self._with_doubles(name, after, entries)
 
@@ -148,7 +146,7 @@ class MilvusVectorStore:
         await self._connection.close()
 
     async def _query(
-        self, name: str, condition: str, fields: list[str], *, strong: bool, options: Mapping[str, Any] = MappingProxyType({})
+        self, name: str, condition: str, fields: list[str], *, strong: bool, limit: int | None = None
     ) -> list[_ServerRow]:
         async def ask(client: AsyncMilvusClient, seconds: float) -> list[_ServerRow]:
             found: list[_ServerRow] = await client.query(
@@ -157,7 +155,7 @@ class MilvusVectorStore:
                 output_fields=fields,
                 consistency_level=_consistency(strong),
                 timeout=seconds,
-                **options,
+                **({} if limit is None else {"limit": limit}),
             )
             return found
 
