@@ -2,7 +2,8 @@
 
 Four phases. *Listing* takes down which objects there are: it is quick, gives a total, and a removal is never decided from a
 listing that was cut in two. *Comparing* lists again, page by page, against the rows; a scan that was interrupted goes on
-behind the last key. *Removing* looks at rows whose object was not listed. *Publishing* reminds of outcomes still owed.
+behind the last key. *Removing* looks at rows whose object was not listed. *Publishing* reminds of outcomes still owed for
+deleted objects.
 """
 
 from __future__ import annotations
@@ -273,10 +274,11 @@ class Scan:
 
     # -- outcomes still owed -----------------------------------------------------------------------------------------
     async def _remind(self) -> None:
-        """A worker finds the row as it should be and publishes what it owes; of a deleted object, too."""
+        """Of deleted objects whose outcome is owed; comparing finds the others. A worker then publishes what the row owes."""
         self.progress.phase = ScanPhase.PUBLISHING
-        owing = await self._patiently(self._metadata.unpublished)
-        await self._write([self._reminder(row) for row in owing if self._covers(row.ref) and is_forgotten(row, self._now_us())])
+        rows = await self._patiently(self._metadata.unpublished)
+        forgotten = [row for row in rows if row.state is RowState.DELETED and is_forgotten(row, self._now_us())]
+        await self._write([self._gone(row.ref, Cause.REPAIR) for row in forgotten if self._covers(row.ref)])
 
     def _covers(self, ref: ObjectRef) -> bool:
         return ref.bucket == self._arguments.bucket and ref.key.startswith(self._arguments.prefix)
@@ -301,12 +303,8 @@ class Scan:
             return None
         return self._event(change)
 
-    def _gone(self, ref: ObjectRef) -> ObjectEvent:
-        return self._event(ObjectChange(bucket=ref.bucket, key=ref.key, cause=Cause.SCAN, removed=True))
-
-    def _reminder(self, row: ImageRow) -> ObjectEvent:
-        removed = row.state is RowState.DELETED
-        return self._event(ObjectChange(bucket=row.ref.bucket, key=row.ref.key, cause=Cause.REPAIR, removed=removed))
+    def _gone(self, ref: ObjectRef, cause: Cause = Cause.SCAN) -> ObjectEvent:
+        return self._event(ObjectChange(bucket=ref.bucket, key=ref.key, cause=cause, removed=True))
 
     def _event(self, change: ObjectChange) -> ObjectEvent:
         # The same scan, taken up again, says the same with the same id.
