@@ -3,46 +3,71 @@
 from __future__ import annotations
 
 import asyncio
+import secrets
 from collections.abc import AsyncIterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
+from pymilvus import AsyncMilvusClient  # type: ignore[import-untyped]  # it has no types
 
 from infra import vector_store
 from infra.errors import ConfigurationError, StoreUnavailable
 from infra.settings import CommonSettings
-from infra.vector_store import MemoryVectorStore, MilvusVectorStore, VectorStore
+from infra.vector_store import MemoryVectorStore, VectorStore
 from schemas.filter import Filter
 from schemas.identity import ModelFingerprint, ObjectId, ObjectRef, content_hash_of
 from schemas.vectors import Vector, VectorRow, collection_name
-from tests.conftest import FreshSettings
+from tests.conftest import Servers
 
 DIMENSION = 16
 FINGERPRINT = ModelFingerprint("c" * 64)
 
 
-@pytest.fixture(params=["memory", "milvus"])
-async def store(request: pytest.FixtureRequest) -> AsyncIterator[VectorStore]:
-    if request.param == "memory":
-        yield MemoryVectorStore()
-        return
-    fresh_settings: FreshSettings = request.getfixturevalue("fresh_settings")
-    store = await vector_store.connect(fresh_settings(CommonSettings))
-    yield store
+@dataclass(frozen=True)
+class Collection:
+    store: VectorStore
+    name: str
+
+
+@pytest.fixture(scope="module")
+async def milvus(servers: Servers) -> AsyncIterator[Collection]:
+    """One collection for the whole module: the server takes three seconds to make one. Each test leaves it empty."""
+    store = await vector_store.connect(servers.settings)
+    name = collection_name(FINGERPRINT, f"t{secrets.token_hex(4)}_")
+    await store.create_collection(name, dimension=DIMENSION)
+    yield Collection(store, name)
+    await store.drop_collection(name)
     await store.close()
 
 
+@pytest.fixture(params=["memory", "milvus"])
+def real(request: pytest.FixtureRequest) -> Collection | None:
+    """None: the twin's turn, for which no server is started."""
+    found: Collection | None = request.getfixturevalue("milvus") if request.param == "milvus" else None
+    return found
+
+
 @pytest.fixture
-async def name(request: pytest.FixtureRequest, store: VectorStore) -> AsyncIterator[str]:
-    prefix = ""
-    if isinstance(store, MilvusVectorStore):
-        fresh_settings: FreshSettings = request.getfixturevalue("fresh_settings")
-        prefix = fresh_settings(CommonSettings).milvus_collection_prefix
-    name = collection_name(FINGERPRINT, prefix)
-    await store.create_collection(name, dimension=DIMENSION)
-    yield name
-    await store.drop_collection(name)
+async def collection(real: Collection | None) -> AsyncIterator[Collection]:
+    if real is None:
+        twin = MemoryVectorStore()
+        await twin.create_collection("pictures", dimension=DIMENSION)
+        yield Collection(twin, "pictures")
+        return
+    yield real
+    while entries := await real.store.page(real.name, limit=5000):
+        await real.store.delete(real.name, [entry.object_id for entry in entries])
+
+
+@pytest.fixture
+def store(collection: Collection) -> VectorStore:
+    return collection.store
+
+
+@pytest.fixture
+def name(collection: Collection) -> str:
+    return collection.name
 
 
 def direction(number: int) -> Vector:
@@ -73,9 +98,10 @@ async def test_a_row_is_found_with_its_content_hash(store: VectorStore, name: st
 
 
 async def test_a_new_row_is_found_soon_without_strong(store: VectorStore, name: str) -> None:
-    await store.upsert(name, [row_of("new.jpg")])
+    row = row_of("new.jpg")
+    await store.upsert(name, [row])
     async with asyncio.timeout(5):
-        while not await store.search(name, direction(0), limit=1):
+        while row.object_id not in {hit.object_id for hit in await store.search(name, direction(0), limit=1)}:
             await asyncio.sleep(0.02)
 
 
@@ -189,6 +215,36 @@ async def test_pages_bring_every_row_once_in_the_order_of_ids(store: VectorStore
     by_id = {row.object_id: row for row in rows}
     assert all(entry.ref == by_id[entry.object_id].ref for entry in entries)
     assert all(entry.content_hash == by_id[entry.object_id].content_hash for entry in entries)
+
+
+async def test_an_id_that_is_there_twice_is_paged_twice(milvus: Collection, servers: Servers) -> None:
+    """Nothing of ours can make one: another client writes the same id twice in one request, and a query shows only one."""
+    rows = [row_of(f"{number}.jpg", number) for number in range(7)]
+    await milvus.store.upsert(milvus.name, rows)
+    token = servers.settings.milvus_token.get_secret_value()
+    client = AsyncMilvusClient(servers.settings.milvus_uri, token=token, dedicated=True, timeout=10)
+    row = {
+        "object_id": rows[2].object_id.hex(),
+        "vector": rows[2].vector,
+        "bucket": "images",
+        "key": "2.jpg",
+        "content_hash": rows[2].content_hash.hex(),
+        "put_time": 1,
+        "size": 1,
+        "width": 1,
+        "height": 1,
+        "format": "jpeg",
+        "metadata": {},
+    }
+    await client.insert(milvus.name, [row, row], timeout=10)
+    await client.close()
+    paged = [entry.object_id for entry in await milvus.store.page(milvus.name)]
+    assert set(paged) == {row.object_id for row in rows}
+    assert {object_id for object_id in paged if paged.count(object_id) > 1} == {rows[2].object_id}
+    # An upsert puts it right.
+    await milvus.store.upsert(milvus.name, [rows[2]])
+    assert await milvus.store.count(milvus.name) == len(rows)
+    await milvus.store.delete(milvus.name, [row.object_id for row in rows])
 
 
 async def test_an_empty_collection_is_empty(store: VectorStore, name: str) -> None:
