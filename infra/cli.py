@@ -159,12 +159,12 @@ def _folder(ctx: click.Context, profile: str | None) -> StackFolder:
     return StackFolder(ctx.obj, profile or running_profile(ctx.obj) or PROFILES[0])
 
 
-def _add_service_commands() -> None:
+def add_service_commands() -> None:
+    """Load what the services bring. One that cannot be loaded is named on standard error; the others still work."""
     for entry in entry_points(group=COMMANDS):
         try:
             commands = entry.load()
         except ImportError as error:
-            # The others still work, and this one's are not silently absent.
             click.echo(f"image-search: the commands of {entry.name} could not be loaded: {error}", err=True)
             continue
         for command in commands:
@@ -172,7 +172,7 @@ def _add_service_commands() -> None:
 
 
 def main() -> None:
-    _add_service_commands()
+    add_service_commands()
     cli(prog_name="image-search")
 
 

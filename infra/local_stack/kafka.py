@@ -31,7 +31,7 @@ async def prepare(root: Path, settings: StackSettings, credentials: Credentials,
     """Write the configuration and format the data folder once; formatting what is formatted does nothing."""
     folder = root / "kafka"
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "server.properties").write_text(_properties(root, settings))
+    (folder / "server.properties").write_text(properties(root, settings))
     if (folder / "data" / "meta.properties").exists():
         return
     formatting = await asyncio.create_subprocess_exec(
@@ -86,7 +86,8 @@ def _java(root: Path, jars: Sequence[Path], *, heap_mib: int) -> tuple[str, ...]
     )
 
 
-def _properties(root: Path, settings: StackSettings) -> str:
+def properties(root: Path, settings: StackSettings) -> str:
+    """The text of server.properties."""
     values = {
         "process.roles": "broker,controller",
         "node.id": 1,

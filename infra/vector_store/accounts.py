@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pymilvus import AsyncMilvusClient, MilvusException
+from pymilvus import AsyncMilvusClient, MilvusException  # type: ignore[import-untyped]  # it has no types
 
 from infra.errors import StoreUnavailable
 
