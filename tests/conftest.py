@@ -82,8 +82,7 @@ async def servers(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Ser
         await stack.stop()
 
 
-@pytest.fixture
-def fresh_settings(servers: Servers, tmp_path: Path) -> FreshSettings:
+def settings_on(servers: Servers, folder: Path) -> FreshSettings:
     numbers = itertools.count(1)
 
     def make(kind: type[Settings], **changes: object) -> Settings:
@@ -93,12 +92,23 @@ def fresh_settings(servers: Servers, tmp_path: Path) -> FreshSettings:
             "kafka_topic_prefix": f"{name}.",
             "kafka_partitions": 2,
             "milvus_collection_prefix": f"{name}_",
-            "database_url": f"sqlite+aiosqlite:///{tmp_path / name}.db",
-            "processor_data_dir": str(tmp_path / f"{name}-worker"),
+            "database_url": f"sqlite+aiosqlite:///{folder / name}.db",
+            "processor_data_dir": str(folder / f"{name}-worker"),
         }
         return kind.model_validate({**servers.values, **own, **changes})
 
     return make
+
+
+@pytest.fixture
+def fresh_settings(servers: Servers, tmp_path: Path) -> FreshSettings:
+    return settings_on(servers, tmp_path)
+
+
+@pytest.fixture(scope="module")
+def module_settings(servers: Servers, tmp_path_factory: pytest.TempPathFactory) -> FreshSettings:
+    """As `fresh_settings`, for a deployment that all tests of a module share."""
+    return settings_on(servers, tmp_path_factory.mktemp("deployment"))
 
 
 @pytest.fixture(autouse=True)

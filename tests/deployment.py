@@ -16,6 +16,7 @@ from pathlib import Path
 
 from infra import kafka, metadata_store, object_store
 from infra.kafka.interface import Broker, Message, Producer, Record
+from infra.local_stack import ports
 from infra.metadata_store.interface import ImageRow, MetadataStore
 from infra.metadata_store.schema import upgrade_schema
 from infra.object_store.interface import ObjectStore
@@ -83,7 +84,7 @@ class Deployment:
         return self.settings.buckets[0]
 
     def worker(self, *, kill_after: int | None = None, **changes: object) -> WorkerProcess:
-        settings = self.settings.model_copy(update=changes)
+        settings = self.settings.model_copy(update={"processor_port": ports.find_free(1)[0], **changes})
         worker = WorkerProcess(settings, self.folder, name=f"worker-{len(self.workers)}", kill_after=kill_after)
         self.workers.append(worker)
         return worker
