@@ -35,7 +35,9 @@ def mark(*children):
 SLEEP = "time.sleep(600)"
 DEAF = "signal.signal(signal.SIGTERM, signal.SIG_IGN)\nmark()\ntime.sleep(600)"
 WITH_CHILD = """
-child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+deaf = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('deaf', flush=True); time.sleep(600)"
+child = subprocess.Popen([sys.executable, "-c", deaf], stdout=subprocess.PIPE)
+child.stdout.readline()
 mark(child.pid)
 time.sleep(600)
 """
