@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from infra.errors import ImageRejected, ObjectGone, StoreRefused, StoreUnavailable, TransientError
-from infra.object_store.interface import ObjectStore, StoredObject
+from infra.object_store.interface import ObjectStat, ObjectStore, StoredObject
 from infra.retry import until_done
 from processors.work import Failure, Gone, Ignored, Unreachable, Work
 from schemas.events import ReasonCode
@@ -92,15 +92,25 @@ class Reader:
             return await self._read_bytes(ref)
         except ObjectGone:
             return Gone()
+        except ImageRejected as rejected:
+            return Failure(rejected.reason, str(rejected), None)
 
     async def _read_bytes(self, ref: ObjectRef) -> Read:
         try:
             stored = await self._store.read(ref, max_bytes=self._rules.max_object_bytes)
         except ImageRejected as rejected:
-            return Failure(rejected.reason, str(rejected), await self._store.stat(ref))
+            return Failure(rejected.reason, str(rejected), await self._stat(ref))
         if not stored.data:
             return Failure(ReasonCode.EMPTY_OBJECT, "the object has no bytes", stored.stat)
         return stored
+
+
+    async def _stat(self, ref: ObjectRef) -> ObjectStat | None:
+        """None for a key that no request can carry, such as one with a segment `..`."""
+        try:
+            return await self._store.stat(ref)
+        except ImageRejected:
+            return None
 
 
 def _why(reason: ReasonCode, ref: ObjectRef) -> str:

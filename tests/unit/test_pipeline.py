@@ -183,6 +183,16 @@ async def test_an_object_that_is_too_large_fails_with_its_etag(world: World) -> 
     assert row.etag is not None
 
 
+@pytest.mark.parametrize("key", ["../up.jpg", "a/./b.jpg", " "])
+async def test_a_key_that_no_request_can_carry_fails_by_itself(world: World, key: str) -> None:
+    await world.pipeline().process([world.event(ObjectRef(BUCKET, key)), await world.put("a.jpg", b"one")])
+    row, neighbour = await world.row(key), await world.row("a.jpg")
+    assert row is not None
+    assert (row.state, row.reason) == (RowState.FAILED, ReasonCode.OBJECT_UNREADABLE)
+    assert neighbour is not None
+    assert neighbour.state is RowState.INDEXED
+
+
 @pytest.mark.parametrize("reason", [ReasonCode.BUCKET_NOT_FOUND, ReasonCode.ACCESS_DENIED])
 async def test_a_bucket_that_refuses_takes_nothing_out_of_the_index(world: World, reason: ReasonCode) -> None:
     await world.pipeline().process([await world.put("a.jpg", b"one")])
