@@ -77,12 +77,11 @@ def _locked(path: Path) -> Iterator[None]:
 
 
 def _write_model(job: ConversionJob, label: ModelFingerprint, weights: Path, folder: Path) -> None:
-    # OpenVINO's converter reports each use to its maker unless this package is missing. Nothing here calls home.
-    sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]  # None is how an import is made to fail
-    import openvino  # type: ignore[import-untyped]  # noqa: PLC0415 - after the line above
-    import torch  # noqa: PLC0415 - only when there is something to convert
+    # Only when there is something to convert: both take seconds to import.
+    import torch  # noqa: PLC0415
 
-    from processors.embedding.network import load_network  # noqa: PLC0415 - imports torch
+    from processors.embedding.network import load_network  # noqa: PLC0415
+    from processors.embedding.openvino_runtime import openvino  # noqa: PLC0415
 
     network = load_network(job.description, weights)
     shape = (*job.description.input_size, 3)

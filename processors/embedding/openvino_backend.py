@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import openvino  # type: ignore[import-untyped]  # the package brings no types
-
 from infra.errors import ConfigurationError
 from processors.embedding.catalog import ModelDescription, Precision
 from processors.embedding.embedder import Pixels, Vectors
 from processors.embedding.model_thread import ModelThread
+from processors.embedding.openvino_runtime import openvino
 
 
 class OpenVinoEmbedder(ModelThread):

@@ -138,7 +138,7 @@ async def test_a_caller_that_gives_up_frees_its_process(pool: DecodePool) -> Non
 
 async def test_a_lost_task_is_done_by_a_new_pool(pool: DecodePool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Stopped processes stand for a task lost between pool and process: nothing ever starts it."""
-    monkeypatch.setattr(decode_pool, "START_SECONDS", 0.2)
+    monkeypatch.setattr(decode_pool, "START_SECONDS", 3.0)
     await until(lambda: len(children()) == 2)
     stopped = children()
     for pid in stopped:
