@@ -122,8 +122,9 @@ def _searching(resources: Resources) -> Context:
     async def context(app: web.Application) -> AsyncIterator[None]:
         settings, metadata = app[SETTINGS], app[METADATA]
         await until_done(metadata.check, on_wait=_say_waiting, give_up_after_seconds=START_PATIENCE_SECONDS)
+        # Before the model is loaded, or even downloaded: a wrong one should be refused at once.
+        active = await active_model(metadata, resources.fingerprint(settings), settings.model)
         async with resources.model(settings) as model:
-            active = await active_model(metadata, model.fingerprint, model.name)
             app[MODEL] = active
             app[SEARCHER] = Searcher(
                 model=active,

@@ -17,6 +17,7 @@ from infra.settings import QuerySettings
 from infra.vector_store.interface import VectorStore
 from processors.decode_pool import DecodePool
 from processors.embedding import check_golden, open_embedder, prepare_model
+from processors.embedding.catalog import find, fingerprint
 from processors.embedding.embedder import Embedder, Pixels
 from query_service.search import Decode
 from schemas.identity import ModelFingerprint
@@ -28,8 +29,6 @@ log = structlog.get_logger(__name__)
 class QueryModel:
     """The way from bytes to vector, the very one that indexed pictures went."""
 
-    fingerprint: ModelFingerprint
-    name: str
     decode: Decode
     embedder: Embedder
 
@@ -42,6 +41,8 @@ class Resources:
     metadata: Callable[[QuerySettings], Awaitable[MetadataStore]]
     vectors: Callable[[QuerySettings], Awaitable[VectorStore]]
     broker: Callable[[QuerySettings], Awaitable[Broker]]
+    fingerprint: Callable[[QuerySettings], ModelFingerprint]
+    """Of the model that the settings name; known before any of its files are there."""
     model: Callable[[QuerySettings], AbstractAsyncContextManager[QueryModel]]
 
 
@@ -67,7 +68,12 @@ async def open_model(settings: QuerySettings) -> AsyncIterator[QueryModel]:
                 raise outcome
             return outcome.pixels[None]
 
-        yield QueryModel(prepared.fingerprint, prepared.description.name, decode, embedder)
+        yield QueryModel(decode, embedder)
+
+
+def fingerprint_of(settings: QuerySettings) -> ModelFingerprint:
+    """Raises ConfigurationError for a model that there is not."""
+    return fingerprint(find(settings.model), settings.model_precision)
 
 
 REAL = Resources(
@@ -75,5 +81,6 @@ REAL = Resources(
     metadata=metadata_store.connect,
     vectors=vector_store.connect,
     broker=kafka.connect,
+    fingerprint=fingerprint_of,
     model=open_model,
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import socket
 
 import structlog
 from aiohttp import web
@@ -26,12 +27,18 @@ async def run(settings: QuerySettings) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
+    # Taken before the model is loaded, so that a port in use is said at once. It refuses connections until SockSite listens.
+    with _bound(settings.query_host, settings.query_port) as address:
+        await _serve(settings, address, stop)
+
+
+async def _serve(settings: QuerySettings, address: socket.socket, stop: asyncio.Event) -> None:
     runner = web.AppRunner(
         init_app(settings), access_log=None, keepalive_timeout=KEEPALIVE_SECONDS, shutdown_timeout=SHUTDOWN_SECONDS
     )
     try:
         await runner.setup()
-        await _listen(runner, settings)
+        await web.SockSite(runner, address).start()
         log.info("query_service_started", address=f"http://{settings.query_host}:{settings.query_port}")
         await stop.wait()
         log.info("query_service_stops")
@@ -39,11 +46,15 @@ async def run(settings: QuerySettings) -> None:
         await runner.cleanup()
 
 
-async def _listen(runner: web.AppRunner, settings: QuerySettings) -> None:
+def _bound(host: str, port: int) -> socket.socket:
+    address = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
+    address.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
-        await web.TCPSite(runner, settings.query_host, settings.query_port).start()
+        address.bind((host, port))
     except OSError as error:
+        address.close()
         raise ConfigurationError(
-            f"cannot listen on {settings.query_host}:{settings.query_port} ({error.strerror}). "
+            f"cannot listen on {host}:{port} ({error.strerror}). "
             "End what holds the port, or set IMAGE_SEARCH_QUERY_PORT to another"
         ) from None
+    return address

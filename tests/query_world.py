@@ -186,13 +186,14 @@ class QueryWorld:
     def resources(self) -> Resources:
         @asynccontextmanager
         async def model(_settings: QuerySettings) -> AsyncIterator[QueryModel]:
-            yield QueryModel(self.fingerprint, "angles", self.decode, self.embedder)
+            yield QueryModel(self.decode, self.embedder)
 
         return Resources(
             objects=_opening(self.objects),
             metadata=_opening(self.metadata),
             vectors=_opening(self.vectors),
             broker=_opening(self.broker),
+            fingerprint=lambda _settings: self.fingerprint,
             model=model,
         )
 
