@@ -167,7 +167,11 @@ async def test_a_failed_row_must_not_keep_its_old_vector(world: World) -> None:
     assert found(await world.verify()) == {"ghost": ["broken-later.jpg"]}
 
 
-async def test_an_object_that_is_wrong_in_two_ways_is_reported_for_both_once(world: World) -> None:
+@pytest.mark.parametrize("suspects_at_once", [1, 1000])
+async def test_an_object_that_is_wrong_in_two_ways_is_reported_for_both_once(
+    world: World, monkeypatch: pytest.MonkeyPatch, suspects_at_once: int
+) -> None:
+    monkeypatch.setattr("infra.verify.SUSPECTS_AT_ONCE", suspects_at_once)
     ref = await world.add_picture("harmed.jpg")
     await world.objects.put(ref, b"overwritten")
     await world.add_vector(ref, OTHER_BYTES)
