@@ -48,7 +48,7 @@ async def run(settings: BridgeSettings) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     stopped = asyncio.create_task(stop.wait())
-    serving = asyncio.create_task(_serve(settings))
+    serving = asyncio.create_task(serve(settings))
     # The start waits for stores that are down, and can be stopped meanwhile.
     await asyncio.wait([stopped, serving], return_when=asyncio.FIRST_COMPLETED)
     for task in (stopped, serving):
@@ -59,7 +59,8 @@ async def run(settings: BridgeSettings) -> None:
     log.info("bridge stopped")
 
 
-async def _serve(settings: BridgeSettings) -> None:
+async def serve(settings: BridgeSettings) -> None:
+    """Work until cancelled."""
     async with _parts(settings) as parts:
         log.info("bridge started", follow=settings.follow, buckets=settings.buckets)
         tasks = [asyncio.create_task(part(), name=name) for name, part in parts.items()]
