@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import tempfile
-import time
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -50,10 +50,10 @@ def pinned() -> list[Jar]:
     return [Jar.parse(line) for line in lines if line and not line.startswith("#")]
 
 
-def fetch(cache_dir: Path, say: Callable[[str], None]) -> list[Path]:
+def fetch(cache_dir: Path, say: Callable[[str], None], given_up: threading.Event) -> list[Path]:
     """Paths of all jars, in the cache folder. What is missing is downloaded, checked against its digest and only then kept.
 
-    Blocking. Raises DownloadFailed.
+    Blocking; ends after the files under way when `given_up` is set. Raises DownloadFailed.
     """
     folder = cache_dir / "kafka"
     folder.mkdir(parents=True, exist_ok=True)
@@ -64,16 +64,18 @@ def fetch(cache_dir: Path, say: Callable[[str], None]) -> list[Path]:
         logging.getLogger("jgo").setLevel(logging.WARNING)
         done = 0
         with ThreadPoolExecutor(DOWNLOADS_AT_ONCE) as pool:
-            for _ in pool.map(lambda jar: _download(jar, folder), missing):
+            for _ in pool.map(lambda jar: _download(jar, folder, given_up), missing):
                 done += 1
                 say(f"downloading Kafka: {done} of {len(missing)} files")
     return [folder / jar.filename for jar in jars]
 
 
-def _download(jar: Jar, folder: Path) -> None:
+def _download(jar: Jar, folder: Path, given_up: threading.Event) -> None:
     problem = ""
     # jgo keeps what it got even if the connection broke half-way, so each attempt has a folder of its own.
     for attempt in range(1, ATTEMPTS + 1):
+        if given_up.is_set():
+            raise DownloadFailed("the download was stopped")
         with tempfile.TemporaryDirectory(dir=folder, prefix=".download-") as scratch:
             maven = MavenContext(repo_cache=Path(scratch), local_repos=[], timeout=TIMEOUT_SECONDS)
             try:
@@ -87,7 +89,7 @@ def _download(jar: Jar, folder: Path) -> None:
                     return
                 problem = f"its SHA-256 is {found}, pinned is {jar.sha256}"
         if attempt < ATTEMPTS:
-            time.sleep(2.0**attempt)
+            given_up.wait(2.0**attempt)
     raise DownloadFailed(
         f"{jar.group}:{jar.artifact}:{jar.version} could not be downloaded: {problem}. "
         f"A machine without a network can be given the files of another one's cache folder: {folder}"

@@ -11,6 +11,7 @@ import lzma
 import os
 import re
 import shutil
+import threading
 from collections.abc import Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 from http import HTTPStatus
@@ -23,6 +24,7 @@ import aiohttp
 from infra.errors import ConfigurationError
 from infra.local_stack.folder import Credentials
 from infra.local_stack.program import NotReady, Program
+from infra.local_stack.supervisor import ProgramFailed
 from infra.settings import StackSettings
 from infra.vector_store.accounts import change_password
 
@@ -38,8 +40,11 @@ PROBE_TIMEOUT = aiohttp.ClientTimeout(total=PROBE_TIMEOUT_SECONDS)
 _ROLES = ("PROXY", "ROOTCOORD", "QUERYCOORD", "QUERYNODE", "INDEXNODE", "DATACOORD", "DATANODE")
 
 
-def unpack(cache_dir: Path, say: Callable[[str], None]) -> Path:
-    """The folder with Milvus's program and libraries, unpacked from the wheel once for each version. Blocking."""
+def unpack(cache_dir: Path, say: Callable[[str], None], given_up: threading.Event) -> Path:
+    """The folder with Milvus's program and libraries, unpacked from the wheel once for each version.
+
+    Blocking; raises ProgramFailed soon after `given_up` is set.
+    """
     folder = cache_dir / f"milvus-{metadata.version('milvus')}"
     if folder.exists():
         return folder
@@ -49,6 +54,9 @@ def unpack(cache_dir: Path, say: Callable[[str], None]) -> Path:
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir(parents=True)
     for number, name in enumerate(names, 1):
+        if given_up.is_set():
+            shutil.rmtree(scratch)
+            raise ProgramFailed("unpacking Milvus was stopped")
         say(f"unpacking Milvus: {number} of {len(names)} files")
         target = scratch / name.removesuffix(".lzma")
         with (packed / name).open("rb") as raw, lzma.open(raw) as plain, target.open("wb") as file:

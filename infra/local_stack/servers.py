@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -22,10 +23,15 @@ async def prepare(
     folder: StackFolder, settings: StackSettings, credentials: Credentials, say: Callable[[str], None]
 ) -> list[Program]:
     """Download, unpack and configure what is missing. Raises DownloadFailed and ProgramFailed."""
-    jars, binaries = await asyncio.gather(
-        asyncio.to_thread(kafka_jars.fetch, settings.cache_dir, say),
-        asyncio.to_thread(milvus.unpack, settings.cache_dir, say),
-    )
+    # A thread cannot be cancelled, and the program does not end before its threads: they are told.
+    given_up = threading.Event()
+    try:
+        jars, binaries = await asyncio.gather(
+            asyncio.to_thread(kafka_jars.fetch, settings.cache_dir, say, given_up),
+            asyncio.to_thread(milvus.unpack, settings.cache_dir, say, given_up),
+        )
+    finally:
+        given_up.set()
     seaweedfs.prepare(folder.root, credentials)
     milvus.prepare(folder.root, settings)
     await kafka.prepare(folder.root, settings, credentials, jars)

@@ -6,6 +6,7 @@ import hashlib
 import re
 import shlex
 import stat
+import threading
 from importlib import resources
 from pathlib import Path
 from typing import Self
@@ -173,11 +174,11 @@ def test_milvus_is_unpacked_once_and_whole(tmp_path: Path, monkeypatch: pytest.M
     (packed / "milvus.lzma").write_bytes(lzma.compress(b"program"))
     monkeypatch.setattr(resources, "files", lambda package: tmp_path / "wheel")
     said: list[str] = []
-    folder = milvus.unpack(tmp_path / "cache", said.append)
+    folder = milvus.unpack(tmp_path / "cache", said.append, threading.Event())
     assert (folder / "milvus").read_bytes() == b"program"
     assert (folder / "milvus").stat().st_mode & 0o111
     assert said == ["unpacking Milvus: 1 of 1 files"]
-    assert milvus.unpack(tmp_path / "cache", said.append) == folder
+    assert milvus.unpack(tmp_path / "cache", said.append, threading.Event()) == folder
     assert len(said) == 1
     assert [path.name for path in (tmp_path / "cache").iterdir()] == [folder.name]
 
@@ -191,6 +192,11 @@ def test_every_jar_is_pinned_and_no_host_is_named() -> None:
     assert by_artifact["kafka_2.13"].version == by_artifact["kafka-clients"].version == "4.1.1"
     assert "log4j-slf4j-impl" in by_artifact, "without it a failing broker prints nothing"
     assert "://" not in kafka_jars.PIN_FILE.read_text()
+
+
+class Impatient(threading.Event):
+    def wait(self, timeout: float | None = None) -> bool:
+        return False
 
 
 class _Maven:
@@ -219,24 +225,31 @@ def _only(monkeypatch: pytest.MonkeyPatch, digest: str) -> None:
     jar = kafka_jars.Jar("org.example", "thing", "1.0", digest)
     monkeypatch.setattr(kafka_jars, "pinned", lambda: [jar])
     monkeypatch.setattr(kafka_jars, "MavenContext", _Maven)
-    monkeypatch.setattr("time.sleep", lambda seconds: None)
 
 
 def test_a_jar_is_kept_when_it_is_the_pinned_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _only(monkeypatch, hashlib.sha256(_Maven.content).hexdigest())
     said: list[str] = []
-    (path,) = kafka_jars.fetch(tmp_path, said.append)
+    (path,) = kafka_jars.fetch(tmp_path, said.append, threading.Event())
     assert path.read_bytes() == _Maven.content
     assert said == ["downloading Kafka: 1 of 1 files"]
-    assert kafka_jars.fetch(tmp_path, said.append) == [path]
+    assert kafka_jars.fetch(tmp_path, said.append, threading.Event()) == [path]
     assert len(said) == 1
 
 
 def test_another_jar_is_refused_and_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _only(monkeypatch, "0" * 64)
     with pytest.raises(DownloadFailed, match=r"org\.example:thing:1\.0 .* pinned is 0000"):
-        kafka_jars.fetch(tmp_path, lambda text: None)
+        kafka_jars.fetch(tmp_path, lambda text: None, Impatient())
     assert list((tmp_path / "kafka").iterdir()) == []
+
+
+def test_a_download_can_be_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _only(monkeypatch, "0" * 64)
+    given_up = threading.Event()
+    given_up.set()
+    with pytest.raises(DownloadFailed, match="stopped"):
+        kafka_jars.fetch(tmp_path, lambda text: None, given_up)
 
 
 # -- samples -----------------------------------------------------------------------------------------------------------
