@@ -7,12 +7,12 @@ import time
 import uuid
 
 import structlog
-from aiohttp import web
+from aiohttp import hdrs, web
 
 from infra.metrics import HTTP_REQUESTS, HTTP_SECONDS
 from query_service.endpoint import Handler, answer
 from query_service.errors import RequestRefused, refusal_of
-from query_service.streaming import break_off
+from query_service.streaming import break_off, is_gone
 from schemas.api import ErrorCode
 
 REQUEST_ID_HEADER = "X-Request-Id"
@@ -20,6 +20,12 @@ _SANE_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 EVENTS_PATH = "/v1/events"
 """Streams last as long as their reader likes: their time says nothing."""
+
+CLIENT_LEFT = 499
+"""In log and metrics only: the client hung up before it had an answer."""
+
+# By monitoring and by every open page, every few seconds: at info they would drown the rest.
+_ASKED_ALL_THE_TIME = frozenset({"/metrics", "/healthz/live", "/healthz/ready", "/v1/status"})
 
 REQUEST_ID = web.RequestKey("request_id", str)
 
@@ -44,7 +50,7 @@ async def observe(request: web.Request, handler: Handler) -> web.StreamResponse:
     request_id = sent if _SANE_REQUEST_ID.fullmatch(sent) else uuid.uuid4().hex
     request[REQUEST_ID] = request_id
     since = time.perf_counter()
-    status = 499
+    status = CLIENT_LEFT
     try:
         with structlog.contextvars.bound_contextvars(request_id=request_id):
             response = await handler(request)
@@ -54,11 +60,10 @@ async def observe(request: web.Request, handler: Handler) -> web.StreamResponse:
         seconds = time.perf_counter() - since
         resource = request.match_info.route.resource
         route = resource.canonical if resource is not None else "unknown"
-        HTTP_REQUESTS.labels(route, request.method, status).inc()
+        HTTP_REQUESTS.labels(route, request.method if request.method in hdrs.METH_ALL else "other", status).inc()
         if route != EVENTS_PATH:
             HTTP_SECONDS.labels(route).observe(seconds)
-        # Health and metrics are asked every few seconds: at info they would drown the rest.
-        write = log.debug if route in ("/metrics", "/healthz/live", "/healthz/ready") else log.info
+        write = log.debug if route in _ASKED_ALL_THE_TIME else log.info
         write(
             "request",
             request_id=request_id,
@@ -78,15 +83,16 @@ async def translate_errors(request: web.Request, handler: Handler) -> web.Stream
         if error.status < 400:
             raise
         return error_answer(request, _of_aiohttp(error))
-    except ConnectionError:
-        raise
     except Exception as error:
+        if is_gone(request):
+            # Nobody reads this answer. Raising would write a traceback for each client that hangs up.
+            return web.Response(status=CLIENT_LEFT)
+        refusal = refusal_of(error)
         if request.writer.output_size > 0:
             # Too late for a status. Breaking the connection is how the client learns that the body is not whole.
-            log.error("answer_broke_off", exc_info=error)
             break_off(request)
-            raise ConnectionResetError("the answer broke off") from None
-        return error_answer(request, refusal_of(error))
+            return web.Response(status=refusal.code.status)
+        return error_answer(request, refusal)
 
 
 def error_answer(request: web.Request, refusal: RequestRefused) -> web.Response:
@@ -120,5 +126,7 @@ def _of_aiohttp(error: web.HTTPException) -> RequestRefused:
 async def add_safe_headers(request: web.Request, response: web.StreamResponse) -> None:
     """For the signal on_response_prepare, so that streamed answers have them too."""
     response.headers[REQUEST_ID_HEADER] = request.get(REQUEST_ID, "")
+    # aiohttp has put its version and Python's here, which is for nobody to know.
+    response.headers["Server"] = "image-search"
     for name, value in _SAFE_HEADERS.items():
         response.headers.setdefault(name, value)

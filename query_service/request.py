@@ -16,8 +16,8 @@ def image_id(request: web.Request) -> ObjectId:
     """Raises RequestRefused (INVALID_ID)."""
     try:
         return object_id_from_hex(request.match_info["id"])
-    except ValueError as error:
-        raise RequestRefused(ErrorCode.INVALID_ID, f"{error}.") from None
+    except ValueError:
+        raise RequestRefused(ErrorCode.INVALID_ID, "An image id is 64 hexadecimal characters.") from None
 
 
 async def row_of(request: web.Request) -> ImageRow:

@@ -156,7 +156,8 @@ class QueryWorld:
             state=state,
             generation=generation,
             published_generation=generation,
-            content_hash=content_hash_of(data) if state is RowState.INDEXED else None,
+            # Kept in every state: that a row is not indexed has to be reason enough to hide it.
+            content_hash=content_hash_of(data),
             etag=etag or hashlib.md5(data, usedforsecurity=False).hexdigest(),
             put_time_us=PUT_TIME_US,
             size=len(data),
