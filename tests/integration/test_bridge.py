@@ -6,6 +6,7 @@ import asyncio
 import os
 import signal
 import socket
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -158,7 +159,7 @@ class Deployment:
     def children(self) -> list[psutil.Process]:
         """The processes that follow the log of this bucket."""
         prefix = f"-pathPrefix={BUCKETS_DIR}{self.bucket.name}/"
-        return [one for one in psutil.Process().children() if prefix in _command_line(one)]
+        return [one for one in psutil.Process().children(recursive=True) if prefix in _command_line(one)]
 
 
 def _command_line(process: psutil.Process) -> list[str]:
@@ -357,6 +358,54 @@ async def test_a_part_that_dies_ends_the_service(deployment: Deployment, monkeyp
     await asyncio.wait([running], timeout=PATIENCE_SECONDS)
     assert isinstance(running.exception(), ZeroDivisionError)
     assert deployment.children() == []
+
+
+# -- as a process ----------------------------------------------------------------------------------------------------------
+@asynccontextmanager
+async def _bridge_process(deployment: Deployment) -> AsyncIterator[asyncio.subprocess.Process]:
+    values = deployment.settings.model_dump(mode="json")
+    secrets = {name: getattr(deployment.settings, name).get_secret_value() for name in ("s3_secret_key", "database_url")}
+    names = ("s3_endpoint", "s3_access_key", "kafka_topic_prefix", "seaweedfs_filer", "seaweedfs_weed", "bridge_port")
+    environment = {f"IMAGE_SEARCH_{name.upper()}": str(value) for name, value in secrets.items()}
+    environment |= {f"IMAGE_SEARCH_{name.upper()}": str(values[name]) for name in names}
+    environment |= {f"IMAGE_SEARCH_{name.upper()}": ",".join(values[name]) for name in ("buckets", "kafka_bootstrap")}
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "infra.cli", "--state-dir", "no-such-folder", "bridge"), env={**os.environ, **environment}
+    )
+    try:
+        await deployment.until(lambda: bool(deployment.children()))
+        yield process
+    finally:
+        if process.returncode is None:
+            process.kill()
+        await process.wait()
+
+
+async def test_sigterm_stops_it_in_order(deployment: Deployment) -> None:
+    async with _bridge_process(deployment) as process:
+        [child] = deployment.children()
+        process.terminate()
+        async with asyncio.timeout(10):
+            assert await process.wait() == 0
+        assert not child.is_running()
+    cursor = await deployment.metadata.cursor(log_cursor_name(deployment.bucket.name))
+    assert cursor is not None
+    assert cursor.clean
+
+
+async def test_killed_it_leaves_no_child_and_loses_nothing(deployment: Deployment) -> None:
+    async with _bridge_process(deployment) as process:
+        await deployment.bucket.put("before.jpg")
+        await deployment.until(lambda: deployment.said_of("before.jpg", Cause.NOTIFICATION) == "+")
+        [child] = deployment.children()
+        process.kill()
+        await process.wait()
+        await deployment.until(lambda: not child.is_running() or child.status() == psutil.STATUS_ZOMBIE)
+    await deployment.bucket.put("meanwhile.jpg")
+    async with deployment.bridge(scanned=False):
+        await deployment.until(lambda: deployment.said_of("meanwhile.jpg", Cause.NOTIFICATION) != "")
+        # Killed, it may have said it without noting so: once more is well, never is not.
+        assert deployment.said_of("before.jpg", Cause.NOTIFICATION) in ("+", "++")
 
 
 # -- the commands ----------------------------------------------------------------------------------------------------------
