@@ -6,7 +6,7 @@ import asyncio
 import os
 from abc import ABC, abstractmethod
 from concurrent.futures import ThreadPoolExecutor
-from typing import Self
+from typing import ClassVar, Self
 
 import numpy as np
 
@@ -20,6 +20,9 @@ PICTURES_AT_ONCE = 8
 
 class ModelThread(ABC):
     """An Embedder whose model lives on one thread. A backend loads the model and runs a part of a batch."""
+
+    warm_up_sizes: ClassVar[range] = range(1, 2)
+    """Sizes of a part that are run once at the start, because the backend prepares something for each."""
 
     def __init__(self, description: ModelDescription, precision: Precision, threads: int) -> None:
         """`threads`: of the model itself; 0: one for each processor that this process may use."""
@@ -41,7 +44,7 @@ class ModelThread(ABC):
         return self._description.input_size
 
     async def start(self) -> Self:
-        """Load the model and run every size of a part once, so that no picture waits for it. Raises ConfigurationError."""
+        """Load the model and run it, so that no picture waits for what the first run prepares. Raises ConfigurationError."""
         try:
             await asyncio.get_running_loop().run_in_executor(self._executor, self._load_and_warm)
         except BaseException:
@@ -69,7 +72,7 @@ class ModelThread(ABC):
 
     def _load_and_warm(self) -> None:
         self._load()
-        for count in range(1, PICTURES_AT_ONCE + 1):
+        for count in self.warm_up_sizes:
             self._infer(np.zeros((count, *self.input_size, 3), dtype=np.uint8))
 
     def _embed(self, pixels: Pixels) -> Vectors:

@@ -7,11 +7,14 @@ from pathlib import Path
 from infra.errors import ConfigurationError
 from processors.embedding.catalog import ModelDescription, Precision
 from processors.embedding.embedder import Pixels, Vectors
-from processors.embedding.model_thread import ModelThread
+from processors.embedding.model_thread import PICTURES_AT_ONCE, ModelThread
 from processors.embedding.openvino_runtime import openvino
 
 
 class OpenVinoEmbedder(ModelThread):
+    # The first run of each batch size costs some 30 ms more: kernels are made for it.
+    warm_up_sizes = range(1, PICTURES_AT_ONCE + 1)
+
     def __init__(self, description: ModelDescription, precision: Precision, model: Path, threads: int = 0) -> None:
         super().__init__(description, precision, threads)
         self._path = model

@@ -204,10 +204,13 @@ import asyncio
 async def main():
     from processors.decode_pool import DecodePool
     from processors.raster import DecodeRules
-    pool = DecodePool(DecodeRules(64, 64, 1_000_000, 16), workers=2)
+    from tests.integration.decode_faults import HANGS, render_or_misbehave
+    pool = DecodePool(DecodeRules(64, 64, 1_000_000, 16), workers=2, timeout_seconds=60, renderer=render_or_misbehave)
     await pool.start()
+    decoding = asyncio.create_task(pool.decode([HANGS, HANGS]))
+    await asyncio.sleep(0.5)
     print("started", flush=True)
-    await asyncio.sleep(60)
+    await decoding
 
 if __name__ == "__main__":
     asyncio.run(main())
@@ -217,7 +220,8 @@ if __name__ == "__main__":
 async def test_decode_processes_die_with_a_killed_parent_and_stay_small(tmp_path: Path) -> None:
     program = tmp_path / "parent.py"
     program.write_text(PARENT)
-    parent = await asyncio.create_subprocess_exec(sys.executable, str(program), stdout=asyncio.subprocess.PIPE)
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    parent = await asyncio.create_subprocess_exec(sys.executable, str(program), stdout=asyncio.subprocess.PIPE, env=environment)
     assert parent.stdout is not None
     assert (await parent.stdout.readline()).startswith(b"started")
     decoders = children(parent.pid)
