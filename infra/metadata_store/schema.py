@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -66,6 +67,7 @@ def _version(connection: Connection) -> str | None:
 
 
 def _upgrade(url: URL) -> str:
+    logging.getLogger("alembic").setLevel(logging.WARNING)  # the caller says what was done, in one line
     engine = _engine(url)
     try:
         with engine.connect() as connection, _alone(connection):

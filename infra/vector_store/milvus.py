@@ -108,7 +108,6 @@ class MilvusVectorStore:
         if not 1 <= limit <= MOST_HITS:
             raise ValueError(f"limit must be from 1 to {MOST_HITS}")
         await self._check_vectors(name, [vector])
-        effort = min(MOST_SEARCH_EFFORT, max(LEAST_SEARCH_EFFORT, 2 * limit))
 
         async def ask(client: AsyncMilvusClient, seconds: float) -> list[list[_ServerRow]]:
             found: list[list[_ServerRow]] = await client.search(
@@ -117,7 +116,7 @@ class MilvusVectorStore:
                 filter=narrowed(narrow),
                 limit=limit,
                 output_fields=["content_hash"],
-                search_params={"metric_type": "COSINE", "params": {"ef": effort}},
+                search_params={"metric_type": "COSINE", "params": {"ef": search_effort(limit)}},
                 anns_field="vector",
                 consistency_level=_consistency(strong),
                 timeout=seconds,
@@ -194,6 +193,11 @@ class MilvusVectorStore:
         for vector in vectors:
             if vector.shape != (dimension,) or not np.isfinite(vector).all():
                 raise ValueError(f"not a vector of {dimension} finite numbers")
+
+
+def search_effort(limit: int) -> int:
+    """HNSW's `ef`: below the limit an indexed segment refuses the search, at twice the limit it misses next to nothing."""
+    return min(MOST_SEARCH_EFFORT, max(LEAST_SEARCH_EFFORT, 2 * limit))
 
 
 def _schema(dimension: int) -> CollectionSchema:
