@@ -121,7 +121,7 @@ class Searcher:
                 else "This object is just being written. Try again.",
                 details={"state": row.state, "reason": row.reason},
             )
-        steps.done("embed")
+        steps.done("search")
         return await self._answer(stored.vector, request, steps, leave_out={row.object_id})
 
     async def _answer(

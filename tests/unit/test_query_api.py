@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -117,6 +118,12 @@ def test_times_keep_their_microseconds(microseconds: int) -> None:
     moment = time_of_us(microseconds)
     assert round(moment.timestamp()) == pytest.approx(microseconds / 1_000_000, abs=1)
     assert moment.microsecond == microseconds % 1_000_000
+
+
+def test_every_code_is_documented_with_its_status() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "api.md").read_text()
+    documented = re.findall(r"^\| (\d{3}) \| `([A-Z_]+)` \|", page, re.MULTILINE)
+    assert sorted(documented) == sorted((str(code.status), code.value) for code in ErrorCode)
 
 
 # -- OpenAPI -----------------------------------------------------------------------------------------------------------
