@@ -108,7 +108,8 @@ class ObjectChange(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
-    bucket: str = Field(min_length=1, max_length=63)
+    # Names that S3 allows or once allowed. Anything else would be refused by the database's ASCII column for ever.
+    bucket: str = Field(pattern=r"^[A-Za-z0-9._-]{1,63}$")
     key: str = Field(min_length=1, max_length=1024)
     cause: Cause
     removed: bool = False

@@ -84,6 +84,7 @@ def test_what_is_no_event_is_refused(value: bytes, reason: ReasonCode) -> None:
         ({"data": {"bucket": "images"}}, ReasonCode.EVENT_INVALID),
         ({"data": {"bucket": "images", "key": "ä" * 513, "cause": "scan"}}, ReasonCode.EVENT_INVALID),
         ({"data": {"bucket": "images", "key": "", "cause": "scan"}}, ReasonCode.EVENT_INVALID),
+        ({"data": {"bucket": "bücher", "key": "a", "cause": "scan"}}, ReasonCode.EVENT_INVALID),
         ({"data": {"bucket": "images", "key": "a", "cause": "weather"}}, ReasonCode.EVENT_INVALID),
     ],
 )
