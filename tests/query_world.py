@@ -147,7 +147,6 @@ class QueryWorld:
         state: RowState = RowState.INDEXED,
         etag: str | None = None,
         reason: ReasonCode | None = None,
-        image_format: str = "JPEG",
     ) -> ImageRow:
         seen = (await self.metadata.rows([ref.object_id])).get(ref.object_id)
         generation = (seen.generation if seen else 0) + 1
@@ -161,7 +160,7 @@ class QueryWorld:
             etag=etag or hashlib.md5(data, usedforsecurity=False).hexdigest(),
             put_time_us=PUT_TIME_US,
             size=len(data),
-            format=image_format,
+            format="JPEG",
             width=40,
             height=30,
             reason=reason,

@@ -343,7 +343,7 @@ async def test_content_is_safe_to_open(world: QueryWorld, client: Client) -> Non
 async def test_content_that_is_no_picture_is_an_attachment(world: QueryWorld, client: Client) -> None:
     ref = ObjectRef(BUCKET, "page.html")
     await world.objects.put(ref, b"<script>", "text/html")
-    await world.set_row(ref, b"<script>", state=RowState.FAILED, reason=ReasonCode.NOT_AN_IMAGE, image_format="")
+    await world.set_row(ref, b"<script>", state=RowState.FAILED, reason=ReasonCode.NOT_AN_IMAGE)
     response = await client.get(f"/v1/images/{ref.object_id.hex()}/content")
     assert response.headers["Content-Type"] == "application/octet-stream"
     assert response.headers["Content-Disposition"].startswith("attachment")
