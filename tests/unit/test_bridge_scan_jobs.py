@@ -309,6 +309,7 @@ async def test_one_that_is_under_way_is_not_enough_and_is_waited_for(
     await world.metadata.claim_job([SCAN_JOB], owner="x", lease_seconds=30)
     state = JobState.QUEUED if how_far else JobState.RUNNING
     await world.metadata.update_job(job_id, owner="x", state=state, progress=how_far, lease_seconds=30)
+    world.now_us += SECOND_US  # so that this job is the older one, and is claimed first
     await schedule.tick()
     assert await queued(world) == ["images", "others"]
     await world.metadata.claim_job([SCAN_JOB], owner="x", lease_seconds=30)
