@@ -7,13 +7,14 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-from aiohttp.test_utils import TestClient, TestServer
+from aiohttp.test_utils import TestClient
 from aiohttp.web import Application, Request
 
 from infra.settings import ProcessorSettings, QuerySettings
 from query_service.app import init_app
 from schemas.identity import ObjectRef
 from tests.deployment import Deployment, deployed
+from tests.query_world import Server
 
 Client = TestClient[Request, Application]
 
@@ -55,6 +56,6 @@ class Service:
 async def serving(settings: ProcessorSettings, folder: Path) -> AsyncIterator[Service]:
     async with deployed(settings, folder) as deployment:
         worker = deployment.worker()
-        async with TestClient(TestServer(init_app(query_settings(deployment.settings)))) as client:
+        async with TestClient(Server(init_app(query_settings(deployment.settings)))) as client:
             yield Service(deployment, client)
         await worker.stop()

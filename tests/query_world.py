@@ -7,9 +7,11 @@ import math
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
+from aiohttp.test_utils import TestServer
+from aiohttp.web import BaseRunner
 
 from infra.errors import ImageRejected
 from infra.kafka.interface import Message
@@ -88,6 +90,13 @@ def active(fingerprint: ModelFingerprint = FINGERPRINT) -> ModelRow:
         state=ModelState.ACTIVE,
         created_at_us=0,
     )
+
+
+class Server(TestServer):
+    """As the service's process runs it: aiohttp's own test server cancels the handler of a client that hangs up."""
+
+    async def _make_runner(self, **options: Any) -> BaseRunner:
+        return await super()._make_runner(**{**options, "handler_cancellation": False})
 
 
 class QueryWorld:

@@ -12,7 +12,7 @@ from typing import Any
 import aiohttp
 import pytest
 from aiohttp import FormData
-from aiohttp.test_utils import TestClient, TestServer
+from aiohttp.test_utils import TestClient
 from aiohttp.web import Application, Request
 from prometheus_client import REGISTRY
 
@@ -29,7 +29,7 @@ from schemas.events import OutcomeType, ReasonCode
 from schemas.identity import ModelFingerprint, ObjectRef
 from schemas.tables import RowState
 from schemas.topics import OUTCOMES, Topic
-from tests.query_world import BUCKET, QueryWorld, decode, picture
+from tests.query_world import BUCKET, QueryWorld, Server, decode, picture
 
 MAX_BYTES = 100_000
 
@@ -49,7 +49,7 @@ def settings(**changes: object) -> QuerySettings:
 
 @asynccontextmanager
 async def running(world: QueryWorld, **changes: object) -> AsyncIterator[Client]:
-    async with TestClient(TestServer(init_app(settings(**changes), world.resources()))) as client:
+    async with TestClient(Server(init_app(settings(**changes), world.resources()))) as client:
         yield client
 
 
@@ -593,14 +593,14 @@ async def test_safe_headers_on_every_kind_of_answer(world: QueryWorld, client: C
 # -- start -------------------------------------------------------------------------------------------------------------
 async def test_another_model_refuses_to_start(world: QueryWorld) -> None:
     world.fingerprint = ModelFingerprint("e" * 64)
-    server = TestServer(init_app(settings(), world.resources()))
+    server = Server(init_app(settings(), world.resources()))
     with pytest.raises(ConfigurationError, match="IMAGE_SEARCH_MODEL=angles"):
         await server.start_server()
     await server.close()
 
 
 async def test_no_model_at_all_names_the_command() -> None:
-    server = TestServer(init_app(settings(), QueryWorld().resources()))
+    server = Server(init_app(settings(), QueryWorld().resources()))
     with pytest.raises(ConfigurationError, match="image-search upgrade"):
         await server.start_server()
     await server.close()
