@@ -118,6 +118,7 @@ def render(data: bytes, rules: DecodeRules) -> Raster | Refusal:
 
     Sets Pillow's limits for the whole process and hides its warnings meanwhile: not for several threads at once.
     """
+    # Held against the size that the header states, before anything is decoded.
     Image.MAX_IMAGE_PIXELS = rules.max_pixels
     # Each decoder thread reserves address space, and the pool has a process for each processor already.
     AvifImagePlugin.DEFAULT_MAX_THREADS = 1
@@ -143,7 +144,9 @@ def _render(data: bytes, rules: DecodeRules) -> Raster:
         raise _Refused("EMPTY_OBJECT", "The object is empty.")
     with Image.open(io.BytesIO(data), formats=FORMATS) as image:
         stored_width, stored_height = image.size
-        _check_size(stored_width, stored_height, rules)
+        if min(stored_width, stored_height) < rules.min_side:
+            size = f"{stored_width} x {stored_height}"
+            raise _Refused("IMAGE_TOO_SMALL", f"The picture is {size}; each side needs {rules.min_side} pixels.")
         orientation = _orientation(image)
         turned = orientation in (5, 6, 7, 8)
         target = (rules.height, rules.width) if turned else (rules.width, rules.height)
@@ -157,13 +160,6 @@ def _render(data: bytes, rules: DecodeRules) -> Raster:
             # An MPO file is a JPEG with more pictures behind the first: phones write it under .jpg.
             format="JPEG" if image.format == "MPO" else str(image.format),
         )
-
-
-def _check_size(width: int, height: int, rules: DecodeRules) -> None:
-    if min(width, height) < rules.min_side:
-        raise _Refused("IMAGE_TOO_SMALL", f"The picture is {width} x {height}; each side needs {rules.min_side} pixels.")
-    if width * height > rules.max_pixels:
-        raise _Refused("TOO_MANY_PIXELS", f"The picture is {width} x {height}, more than {rules.max_pixels:,} pixels.")
 
 
 def _orientation(image: Image.Image) -> int:

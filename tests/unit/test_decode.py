@@ -86,6 +86,15 @@ def test_exif_orientation_turns_the_picture_upright(orientation: int, format_nam
         assert not close(decoded.pixels, decode(encoded(stored, "PNG"), RULES).pixels, within=5.0)
 
 
+def test_a_turned_picture_fills_an_input_that_is_not_square() -> None:
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    upright = draw(2, (160, 80))
+    stored = encoded(upright.transpose(Image.Transpose.ROTATE_90), "PNG", exif=exif)
+    rules = DecodeRules(height=32, width=64, max_pixels=1_000_000, min_side=16)
+    assert close(decode(stored, rules).pixels, decode(encoded(upright, "PNG"), rules).pixels, within=0.5)
+
+
 @pytest.mark.parametrize("exif", [b"Exif\0\0II*\0\xff\xff\xff\xff", b"Exif\0\0", b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12"])
 def test_broken_metadata_does_not_make_a_picture_unreadable(exif: bytes) -> None:
     picture = draw(3, (100, 80))
@@ -235,6 +244,12 @@ def test_a_jpeg_without_its_last_bytes_is_not_half_indexed() -> None:
 
 def test_a_bomb_is_refused_by_its_header() -> None:
     assert refused(png(50_000, 50_000, 8, 2, b"\0")) is ReasonCode.TOO_MANY_PIXELS
+
+
+def test_the_limit_is_ours_and_not_the_librarys() -> None:
+    rules = DecodeRules(64, 64, max_pixels=200_000_000, min_side=16)
+    assert refused(png(10_000, 10_000, 8, 2, b"\0"), rules) is ReasonCode.CORRUPT_IMAGE
+    assert refused(png(20_000, 10_001, 8, 2, b"\0"), rules) is ReasonCode.TOO_MANY_PIXELS
 
 
 @pytest.mark.parametrize("format_name", FORMATS)
