@@ -183,6 +183,12 @@ class QuerySettings(CommonSettings, ModelSettings):
         0.5, ge=0, description="Longest time from an acknowledged vector to its being found."
     )
 
+    @model_validator(mode="after")
+    def _bodies_fit(self) -> Self:
+        if self.body_bytes_at_once < self.max_object_bytes:
+            raise ValueError("body_bytes_at_once must be at least max_object_bytes, or the largest picture never gets in")
+        return self
+
 
 class ClientSettings(_Settings):
     """What the command line needs to reach a running deployment."""
