@@ -27,7 +27,8 @@ from infra.retry import until_done
 from infra.settings import ProcessorSettings
 from processors.decode_pool import DecodePool
 from processors.delivery import Batcher
-from processors.embedding import PreparedModel, check_golden, open_embedder, prepare_model
+from processors.embedding import check_golden, open_embedder
+from processors.embedding.catalog import ModelDescription, find, fingerprint
 from processors.outcomes import RowMaker
 from processors.pipeline import AfterStep, Pipeline
 from processors.progress import Progress
@@ -113,21 +114,26 @@ class Watchdog(Service):
                 await self.crash(RuntimeError(f"no progress for {self._limit:g} s although there is work"))
 
 
-async def active_model(metadata: MetadataStore, prepared: PreparedModel) -> ModelRow:
-    """The model that the collection was made with. Refuses to start when the settings now say something else."""
+async def active_model(metadata: MetadataStore, settings: ProcessorSettings) -> tuple[ModelRow, ModelDescription]:
+    """The model that the collection was made with. Refuses when the settings now say something else.
+
+    Asked before any file of the model is looked for: nobody shall download weights to be told that they do not fit.
+    """
+    description = find(settings.model)
+    asked = fingerprint(description, settings.model_precision)
     active = await metadata.models([ModelState.ACTIVE])
     if not active:
         raise ConfigurationError("no collection has been made yet. Run: image-search upgrade")
     model = active[0]
-    if model.fingerprint != prepared.fingerprint:
+    if model.fingerprint != asked:
         raise ConfigurationError(
             f"the collection {model.collection} was made with {model.name} ({model.precision}), fingerprint "
-            f"{model.fingerprint[:16]}; the settings now ask for {prepared.description.name}, fingerprint "
-            f"{prepared.fingerprint[:16]}. Vectors of two models cannot be compared: set IMAGE_SEARCH_MODEL={model.name} and "
-            f"IMAGE_SEARCH_MODEL_PRECISION={model.precision} again (and the same decoder version), or start anew with "
+            f"{model.fingerprint[:16]}; the settings now ask for {description.name} ({settings.model_precision}), fingerprint "
+            f"{asked[:16]}. Vectors of two models cannot be compared: set IMAGE_SEARCH_MODEL={model.name} and "
+            f"IMAGE_SEARCH_MODEL_PRECISION={model.precision} again (and the same version of this program), or start anew with "
             "`image-search down --wipe`"
         )
-    return model
+    return model, description
 
 
 async def run(settings: ProcessorSettings, *, after_step: AfterStep | None = None) -> int:
@@ -166,16 +172,15 @@ async def _parts(
         stack.push_async_callback(vectors.close)
         broker = await kafka.connect(settings)
         stack.push_async_callback(broker.close)
-        prepared = await prepare_model(settings, lambda line: log.info("model", step=line))
         await until_done(metadata.check, on_wait=_say_waiting)
-        model = await until_done(lambda: active_model(metadata, prepared), on_wait=_say_waiting)
+        model, description = await until_done(lambda: active_model(metadata, settings), on_wait=_say_waiting)
         log.info(
             "model", name=model.name, backend=settings.model_backend, precision=model.precision, collection=model.collection
         )
-        embedder = await open_embedder(prepared.description, settings)
+        embedder = await open_embedder(description, settings)
         stack.push_async_callback(embedder.close)
-        await check_golden(embedder, prepared.description)
-        decoder = DecodePool.from_settings(prepared.description.decode_rules(settings), settings)
+        await check_golden(embedder, description)
+        decoder = DecodePool.from_settings(description.decode_rules(settings), settings)
         await decoder.start()
         stack.push_async_callback(decoder.close)
         producer = await until_done(broker.producer, on_wait=_say_waiting)

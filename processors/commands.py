@@ -30,13 +30,13 @@ async def upgrade_step(settings: ProcessorSettings, say: Callable[[str], None]) 
     from processors.embedding import prepare_model
     from schemas.vectors import collection_name
 
-    prepared = await prepare_model(settings, say)
     metadata = await metadata_store.connect(settings)
     vectors = await vector_store.connect(settings)
     try:
-        if await metadata.models([ModelState.ACTIVE]):
-            model = await active_model(metadata, prepared)
-        else:
+        made_before = bool(await metadata.models([ModelState.ACTIVE]))
+        model = (await active_model(metadata, settings))[0] if made_before else None
+        prepared = await prepare_model(settings, say)
+        if model is None:
             model = ModelRow(
                 fingerprint=prepared.fingerprint,
                 name=prepared.description.name,

@@ -104,7 +104,6 @@ class Reader:
             return Failure(ReasonCode.EMPTY_OBJECT, "the object has no bytes", stored.stat)
         return stored
 
-
     async def _stat(self, ref: ObjectRef) -> ObjectStat | None:
         """None for a key that no request can carry, such as one with a segment `..`."""
         try:

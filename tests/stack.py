@@ -9,7 +9,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psutil
@@ -105,7 +105,8 @@ class FullStack:
         supervisor = psutil.Process(self.process.pid)
         found = {"supervisor": [supervisor]}
         for program in supervisor.children():
-            found.setdefault(_name_of(program), []).extend([program, *program.children(recursive=True)])
+            with suppress(psutil.NoSuchProcess):  # ended meanwhile, or ended and not yet noticed by the supervisor
+                found.setdefault(_name_of(program), []).extend([program, *program.children(recursive=True)])
         return found
 
     def cpu_seconds(self) -> dict[str, float]:

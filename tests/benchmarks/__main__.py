@@ -12,7 +12,7 @@ from rich.console import Console
 from infra import metadata_store, vector_store
 from infra.settings import ProcessorSettings
 from processors.app import active_model
-from processors.embedding import open_embedder, prepare_model
+from processors.embedding import open_embedder
 from tests.benchmarks import bare, measures
 from tests.benchmarks.report import Result, publish
 from tests.pictures import edited_copy, jpeg
@@ -25,12 +25,11 @@ BARE_PICTURES = 64
 
 async def run(stack: FullStack, console: Console) -> None:
     settings = stack.settings(ProcessorSettings)
-    prepared = await prepare_model(settings, console.print)
     metadata, vectors = await metadata_store.connect(settings), await vector_store.connect(settings)
-    embedder = await open_embedder(prepared.description, settings)
+    model, description = await active_model(metadata, settings)
+    embedder = await open_embedder(description, settings)
     try:
-        collection = (await active_model(metadata, prepared)).collection
-        rules = prepared.description.decode_rules(settings)
+        rules = description.decode_rules(settings)
         pixels = bare.pixels_of([jpeg(number) for number in range(BARE_PICTURES)], rules)
         async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=60)) as session:
             bench = measures.Bench(stack, settings, session)
@@ -38,12 +37,12 @@ async def run(stack: FullStack, console: Console) -> None:
             before, by_batch = await bare.model_rate(embedder, pixels)
             filled = await measures.backlog(bench, console.print)
             after, _ = await bare.model_rate(embedder, pixels)
-            model = (before + after) / 2
+            bare_rate = (before + after) / 2
             console.print(f"bare model: {before:.0f} and {after:.0f} pictures a second, by batch size {_rounded(by_batch)}")
             results.append(
                 Result(
                     "backlog over bare model",
-                    filled.rate / model,
+                    filled.rate / bare_rate,
                     EFFICIENCY_GOAL,
                     "×",
                     at_least=True,
@@ -51,7 +50,7 @@ async def run(stack: FullStack, console: Console) -> None:
                 )
             )
             queries = [edited_copy(jpeg(number)) for number in range(measures.SEARCHES)]
-            search = bare.BareSearch(rules, embedder, vectors, collection)
+            search = bare.BareSearch(rules, embedder, vectors, model.collection)
             results += await measures.search_overhead(bench, search, queries, console.print)
         memory = stack.resident_bytes()
         results.append(Result("resident memory, all processes", sum(memory.values()) / 2**30, MEMORY_GOAL_GIB, "GiB"))

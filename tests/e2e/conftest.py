@@ -48,6 +48,17 @@ class Deployment:
         parameters = {"wait_for": wait_for} if wait_for else {}
         return requests.get(f"{self.stack.query_url}/v1/images/{self.id_of(key)}", params=parameters, timeout=WAIT_SECONDS)
 
+    def list_keys(self, prefix: str) -> set[str]:
+        """Keys of all indexed images below this prefix, page by page."""
+        found: set[str] = set()
+        parameters = {"prefix": prefix, "state": "indexed", "limit": "100"}
+        while True:
+            page = requests.get(f"{self.stack.query_url}/v1/images", params=parameters, timeout=WAIT_SECONDS).json()
+            found |= {image["key"] for image in page["images"]}
+            if not page["next"]:
+                return found
+            parameters["cursor"] = page["next"]
+
 
 @pytest.fixture(scope="session")
 def deployment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
