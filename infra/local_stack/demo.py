@@ -35,7 +35,7 @@ HITS = 5
 
 
 def main() -> int:
-    console = Console(highlight=False)
+    console = Console(highlight=False, soft_wrap=True)
     profile = os.environ.get("PROFILE", "embedded")
     with tempfile.TemporaryDirectory(prefix="image-search-demo-") as state_dir, Reporter(console) as reporter:
         try:
@@ -88,7 +88,7 @@ async def _until_indexed(session: aiohttp.ClientSession, wanted: int) -> None:
                 async with session.get("/v1/status", raise_for_status=True) as answer:
                     images = (await answer.json())["images"]
                 if images["failed"]:
-                    raise ProgramFailed(f"{images['failed']} sample pictures failed: see `image-search failures`")
+                    raise ProgramFailed(f"{images['failed']} of the sample pictures could not be indexed")
                 if images["indexed"] >= wanted:
                     return
                 await asyncio.sleep(ASK_SECONDS)
