@@ -156,17 +156,26 @@ def _invalid(error: ValidationError) -> InvalidEvent:
 def collapse(works: Iterable[Work]) -> list[Work]:
     """Of several events for one object the last stands, with the strongest cause of all of them.
 
-    Were the cause of the last taken, a repair followed by a doubled notification would be dropped as already known.
+    Were the cause of the last taken, a repair followed by a doubled notification would be dropped as already known. And when
+    they tell different states, the last need not be the newest (stores reorder): then none may be dropped as known, or an
+    old notification that comes late would take the new one with it.
     """
     last: dict[ObjectId, Work] = {}
     for work in works:
         before = last.pop(work.object_id, None)
-        if before is not None:
-            cause = max(before.change.cause, work.change.cause, key=lambda one: Cause(one).strength)
-            attempt = max(before.change.attempt, work.change.attempt)
-            work = replace(work, change=work.change.model_copy(update={"cause": cause, "attempt": attempt}))  # noqa: PLW2901
-        last[work.object_id] = work
+        last[work.object_id] = work if before is None else _merged(before, work)
     return list(last.values())
+
+
+def _merged(before: Work, work: Work) -> Work:
+    one, other = before.change, work.change
+    update: dict[str, object] = {
+        "cause": max(one.cause, other.cause, key=lambda cause: cause.strength),
+        "attempt": max(one.attempt, other.attempt),
+    }
+    if (one.etag, one.put_time, one.removed) != (other.etag, other.put_time, other.removed):
+        update |= {"etag": None, "put_time": None}
+    return replace(work, change=other.model_copy(update=update))
 
 
 def is_known(work: Work, seen: Seen, fingerprint: ModelFingerprint) -> bool:

@@ -176,7 +176,7 @@ histories = st.lists(
 )
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(operations=histories, order=st.randoms(use_true_random=False), batch_size=st.integers(1, 4))
 def test_any_history_with_any_crashes_in_any_order_ends_as_the_bucket_says(
     operations: list[Operation], order: random.Random, batch_size: int
