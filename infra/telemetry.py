@@ -13,7 +13,10 @@ from infra.settings import CommonSettings
 _NOISY = {
     # pymilvus writes a whole traceback for each call that fails, although the error is raised to us as well.
     "pymilvus": logging.CRITICAL,
-    "aiokafka": logging.WARNING,
+    # Its client says once a second that a broker is away; who needs the broker says so too, and less often.
+    "aiokafka": logging.CRITICAL,
+    "aiokafka.consumer": logging.WARNING,
+    "aiokafka.producer": logging.WARNING,
     "faust": logging.WARNING,
     "mode": logging.WARNING,
     "alembic": logging.WARNING,

@@ -22,20 +22,19 @@ from infra import kafka, metadata_store, object_store, vector_store
 from infra.errors import ConfigurationError, TransientError
 from infra.health import Check, HealthServer
 from infra.kafka.interface import Broker
-from infra.metadata_store.interface import MetadataStore, ModelRow
 from infra.retry import until_done
 from infra.settings import ProcessorSettings
 from processors.decode_pool import DecodePool
 from processors.delivery import Batcher
 from processors.embedding import check_golden, open_embedder
-from processors.embedding.catalog import ModelDescription, find, fingerprint
+from processors.embedding.active_model import active_model
+from processors.embedding.catalog import find, fingerprint
 from processors.outcomes import RowMaker
 from processors.pipeline import AfterStep, Pipeline
 from processors.progress import Progress
 from processors.publishing import Publisher
 from processors.reading import Reader, ReadingRules
 from processors.vectors import Vectorizer
-from schemas.tables import ModelState
 from schemas.topics import OBJECTS, PROCESSOR_GROUP
 
 log = structlog.get_logger(__name__)
@@ -114,28 +113,6 @@ class Watchdog(Service):
                 await self.crash(RuntimeError(f"no progress for {self._limit:g} s although there is work"))
 
 
-async def active_model(metadata: MetadataStore, settings: ProcessorSettings) -> tuple[ModelRow, ModelDescription]:
-    """The model that the collection was made with. Refuses when the settings now say something else.
-
-    Asked before any file of the model is looked for: nobody shall download weights to be told that they do not fit.
-    """
-    description = find(settings.model)
-    asked = fingerprint(description, settings.model_precision)
-    active = await metadata.models([ModelState.ACTIVE])
-    if not active:
-        raise ConfigurationError("no collection has been made yet. Run: image-search upgrade")
-    model = active[0]
-    if model.fingerprint != asked:
-        raise ConfigurationError(
-            f"the collection {model.collection} was made with {model.name} ({model.precision}), fingerprint "
-            f"{model.fingerprint[:16]}; the settings now ask for {description.name} ({settings.model_precision}), fingerprint "
-            f"{asked[:16]}. Vectors of two models cannot be compared: set IMAGE_SEARCH_MODEL={model.name} and "
-            f"IMAGE_SEARCH_MODEL_PRECISION={model.precision} again (and the same version of this program), or start anew with "
-            "`image-search down --wipe`"
-        )
-    return model, description
-
-
 async def run(settings: ProcessorSettings, *, after_step: AfterStep | None = None) -> int:
     """Work until SIGTERM or SIGINT. Returns the exit status: 0 after a clean stop, 1 when a part of it died."""
     stop = asyncio.Event()
@@ -173,7 +150,9 @@ async def _parts(
         broker = await kafka.connect(settings)
         stack.push_async_callback(broker.close)
         await until_done(metadata.check, on_wait=_say_waiting)
-        model, description = await until_done(lambda: active_model(metadata, settings), on_wait=_say_waiting)
+        description = find(settings.model)
+        asked = fingerprint(description, settings.model_precision)
+        model = await until_done(lambda: active_model(metadata, asked, description.name), on_wait=_say_waiting)
         log.info(
             "model", name=model.name, backend=settings.model_backend, precision=model.precision, collection=model.collection
         )

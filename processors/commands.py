@@ -26,15 +26,17 @@ async def upgrade_step(settings: ProcessorSettings, say: Callable[[str], None]) 
 
     from infra import metadata_store, vector_store
     from infra.metadata_store.interface import ModelRow
-    from processors.app import active_model
     from processors.embedding import prepare_model
+    from processors.embedding.active_model import active_model
+    from processors.embedding.catalog import find, fingerprint
     from schemas.vectors import collection_name
 
     metadata = await metadata_store.connect(settings)
     vectors = await vector_store.connect(settings)
     try:
         made_before = bool(await metadata.models([ModelState.ACTIVE]))
-        model = (await active_model(metadata, settings))[0] if made_before else None
+        asked = fingerprint(find(settings.model), settings.model_precision)
+        model = await active_model(metadata, asked, settings.model) if made_before else None
         prepared = await prepare_model(settings, say)
         if model is None:
             model = ModelRow(

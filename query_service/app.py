@@ -14,6 +14,7 @@ from infra.errors import TransientError
 from infra.health import Check
 from infra.retry import until_done
 from infra.settings import QuerySettings
+from processors.embedding.active_model import active_model
 from query_service.admission import Admission
 from query_service.event_feed import EventFeed
 from query_service.freshness import FreshnessFollower
@@ -38,7 +39,7 @@ from query_service.middlewares import add_safe_headers, observe, translate_error
 from query_service.openapi import document
 from query_service.resources import REAL, Resources
 from query_service.routes import events, images, operations, page, search
-from query_service.search import Searcher, active_model
+from query_service.search import Searcher
 from query_service.settled import Settling
 from schemas.topics import PROCESSOR_GROUP
 

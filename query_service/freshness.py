@@ -19,16 +19,12 @@ from infra.kafka.interface import Broker, PartitionLag
 from infra.metadata_store.interface import MetadataStore
 from infra.metrics import INDEXED_THROUGH_LAG_SECONDS
 from schemas.api import FreshnessStatus, TopicLag, time_of_us
+from schemas.tables import log_cursor_name
 from schemas.topics import OBJECTS
 
 REFRESH_SECONDS = 1.0
 
 log = structlog.get_logger(__name__)
-
-
-def log_cursor_name(bucket: str) -> str:
-    """Under which the bridge keeps how far it has handed over a bucket's change log (nanoseconds)."""
-    return f"seaweedfs/{bucket}"
 
 
 class Freshness(Protocol):
@@ -74,7 +70,9 @@ class FreshnessFollower:
         # Before anything is asked: what is put while we ask is not yet spoken for.
         now_us = self._now_us()
         try:
-            through_us = min(await self._worked_through(now_us), *await self._handed_over())
+            # The log first: what it hands over between the two questions is then seen waiting on the topic.
+            handed_over_us = await self._handed_over()
+            through_us = min(await self._worked_through(now_us), *handed_over_us)
         except StoreUnavailable as error:
             self._reason = f"{error.store} is not available"
         except _NotKnown as unknown:

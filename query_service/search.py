@@ -6,7 +6,6 @@ import time
 from collections.abc import Awaitable, Callable, Collection
 from dataclasses import dataclass
 
-from infra.errors import ConfigurationError
 from infra.metadata_store.interface import ImageRow, MetadataStore, ModelRow
 from infra.metrics import HITS_HIDDEN, SEARCH_STEP_SECONDS
 from infra.vector_store.interface import VectorStore
@@ -15,8 +14,8 @@ from query_service.errors import RequestRefused
 from query_service.freshness import Freshness
 from schemas.api import ErrorCode, Hit, SearchAnswer, SearchTimings, time_of_us
 from schemas.filter import Filter
-from schemas.identity import ModelFingerprint, ObjectId
-from schemas.tables import ModelState, RowState
+from schemas.identity import ObjectId
+from schemas.tables import RowState
 from schemas.vectors import Vector, VectorHit, distance_of, score_of
 
 SPARE_HITS = 8
@@ -58,21 +57,6 @@ class _Steps:
     @property
     def timings(self) -> SearchTimings:
         return SearchTimings.model_validate(self.milliseconds)
-
-
-async def active_model(metadata: MetadataStore, fingerprint: ModelFingerprint, name: str) -> ModelRow:
-    """The model that searches run in. Raises ConfigurationError unless it is the very one that this process embeds with."""
-    rows = await metadata.models({ModelState.ACTIVE})
-    if not rows:
-        raise ConfigurationError("no model has been set up yet. Run `image-search upgrade` first")
-    active = rows[0]
-    if active.fingerprint != fingerprint:
-        raise ConfigurationError(
-            f"the collection was made with model {active.name} ({active.backend}, {active.precision}, "
-            f"fingerprint {active.fingerprint[:16]}), and this service is set to {name} ({fingerprint[:16]}). "
-            f"Set IMAGE_SEARCH_MODEL={active.name} and its precision, or run the version that made the collection"
-        )
-    return active
 
 
 def content_path(object_id: ObjectId) -> str:

@@ -11,8 +11,9 @@ from rich.console import Console
 
 from infra import metadata_store, vector_store
 from infra.settings import ProcessorSettings
-from processors.app import active_model
 from processors.embedding import open_embedder
+from processors.embedding.active_model import active_model
+from processors.embedding.catalog import find, fingerprint
 from tests.benchmarks import bare, measures
 from tests.benchmarks.report import Result, publish
 from tests.pictures import edited_copy, jpeg
@@ -26,7 +27,8 @@ BARE_PICTURES = 64
 async def run(stack: FullStack, console: Console) -> None:
     settings = stack.settings(ProcessorSettings)
     metadata, vectors = await metadata_store.connect(settings), await vector_store.connect(settings)
-    model, description = await active_model(metadata, settings)
+    description = find(settings.model)
+    model = await active_model(metadata, fingerprint(description, settings.model_precision), description.name)
     embedder = await open_embedder(description, settings)
     try:
         rules = description.decode_rules(settings)

@@ -12,9 +12,10 @@ from infra.errors import ConfigurationError, ImageRejected
 from infra.metadata_store.interface import ImageRow
 from infra.metadata_store.memory import MemoryMetadataStore
 from infra.vector_store.memory import MemoryVectorStore
+from processors.embedding.active_model import active_model
 from query_service import search as search_module
 from query_service.errors import RequestRefused
-from query_service.search import SearchRequest, active_model
+from query_service.search import SearchRequest
 from schemas.api import ErrorCode
 from schemas.filter import Filter
 from schemas.identity import ModelFingerprint, ObjectId, ObjectRef

@@ -1,0 +1,28 @@
+"""The model that the collection was made with, which is the only one that its vectors can be compared by."""
+
+from __future__ import annotations
+
+from infra.errors import ConfigurationError
+from infra.metadata_store.interface import MetadataStore, ModelRow
+from schemas.identity import ModelFingerprint
+from schemas.tables import ModelState
+
+
+async def active_model(metadata: MetadataStore, fingerprint: ModelFingerprint, name: str) -> ModelRow:
+    """Refuses (ConfigurationError, with what to do) when the settings ask for another model than the stored one.
+
+    Asked before any file of the model is looked for: nobody shall download weights to be told that they do not fit.
+    """
+    rows = await metadata.models([ModelState.ACTIVE])
+    if not rows:
+        raise ConfigurationError("no model has been set up yet. Run: image-search upgrade")
+    active = rows[0]
+    if active.fingerprint != fingerprint:
+        raise ConfigurationError(
+            f"the collection {active.collection} was made with {active.name} ({active.precision}), fingerprint "
+            f"{active.fingerprint[:16]}; the settings now ask for {name}, fingerprint {fingerprint[:16]}. Vectors of two "
+            f"models cannot be compared: set IMAGE_SEARCH_MODEL={active.name} and "
+            f"IMAGE_SEARCH_MODEL_PRECISION={active.precision} again and run the version that made the collection, or start "
+            "anew with `image-search down --wipe`"
+        )
+    return active
