@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import time
 
-import psutil
 import pytest
 
 from tests.e2e.conftest import Deployment
@@ -18,16 +17,13 @@ OBJECTS = 40
 SETTLE_SECONDS = 150.0
 
 
-def process_of(deployment: Deployment, program: str) -> psutil.Process:
-    return deployment.stack.programs()[program][0]
-
-
 def kill(deployment: Deployment, program: str) -> None:
-    victim = process_of(deployment, program)
+    victim = deployment.stack.programs()[program][0]
     victim.kill()
     deadline = time.monotonic() + SETTLE_SECONDS
     while time.monotonic() < deadline:
-        if program in deployment.stack.programs() and process_of(deployment, program) != victim:
+        present = deployment.stack.programs().get(program)
+        if present and present[0] != victim:
             return
         time.sleep(0.2)
     raise TimeoutError(f"{program} was not started again")

@@ -38,7 +38,7 @@ async def pool() -> AsyncIterator[DecodePool]:
 
 
 def children(of: int | None = None) -> set[int]:
-    """Live processes whose parent is this one, the interpreter's own resource tracker left out."""
+    """Live decode processes of this one: spawned by multiprocessing. It may have servers as children too."""
     found = set()
     for status in Path("/proc").glob("[0-9]*/status"):
         try:
@@ -46,11 +46,7 @@ def children(of: int | None = None) -> set[int]:
             command = (status.parent / "cmdline").read_bytes()
         except OSError:
             continue
-        if (
-            int(fields["PPid"]) == (of or os.getpid())
-            and not fields["State"].startswith("Z")
-            and b"resource_tracker" not in command
-        ):
+        if int(fields["PPid"]) == (of or os.getpid()) and not fields["State"].startswith("Z") and b"spawn_main" in command:
             found.add(int(fields["Pid"]))
     return found
 
