@@ -9,6 +9,8 @@ _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5
 # -- ingest_bridge -----------------------------------------------------------------------------------------------------
 # Object events written, by what caused them.
 EVENTS_WRITTEN = Counter("image_search_events_written_total", "Object events written", ["cause"])
+# Scans that ended, by how: done, failed, or stopped by the guard against removing too much.
+SCANS = Counter("image_search_scans_total", "Scans that ended", ["state"])
 
 # -- processors --------------------------------------------------------------------------------------------------------
 # Object events taken from the topic, by cause; a doubled notification counts twice.
@@ -47,5 +49,7 @@ SEARCH_STEP_SECONDS = Histogram("image_search_search_step_seconds", "Seconds of 
 HITS_HIDDEN = Counter("image_search_hits_hidden_total", "Hits hidden by their row")
 # Event streams open now.
 EVENT_READERS = Gauge("image_search_event_readers", "Event streams open")
+# Object events that no worker has acknowledged yet, over all partitions. Every query service shows the same.
+OBJECTS_LAG = Gauge("image_search_objects_lag", "Object events not yet worked through")
 # How long ago `indexed_through` was, seconds.
 INDEXED_THROUGH_LAG_SECONDS = Gauge("image_search_indexed_through_lag_seconds", "Age of indexed_through")

@@ -11,6 +11,7 @@ from pydantic import ValidationError
 
 from infra.errors import StoreUnavailable, TransientError
 from infra.metadata_store.interface import Job, MetadataStore
+from infra.metrics import SCANS
 from infra.retry import until_done
 from ingest_bridge.scan import RemovalStopped, Scan, ScanArguments, ScanFailed, ScanProgress
 from schemas.tables import JobState
@@ -178,6 +179,7 @@ class ScanWorker:
 
     async def _finish(self, job: Job, state: JobState, progress: Mapping[str, object], message: str | None) -> None:
         await until_done(lambda: self._update(job, state, progress, message), on_wait=_waited_for)
+        SCANS.labels(state).inc()
 
     async def _hand_back(self, job: Job, scan: Scan) -> None:
         """The bridge stops: whoever comes next goes on from here, without waiting for the lease to run out."""

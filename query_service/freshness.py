@@ -17,7 +17,7 @@ import structlog
 from infra.errors import StoreUnavailable
 from infra.kafka.interface import Broker, PartitionLag
 from infra.metadata_store.interface import MetadataStore
-from infra.metrics import INDEXED_THROUGH_LAG_SECONDS
+from infra.metrics import INDEXED_THROUGH_LAG_SECONDS, OBJECTS_LAG
 from schemas.api import FreshnessStatus, TopicLag, time_of_us
 from schemas.tables import log_cursor_name
 from schemas.topics import OBJECTS
@@ -85,7 +85,9 @@ class FreshnessFollower:
 
     async def _worked_through(self, now_us: int) -> int:
         partitions = await self._broker.lag(OBJECTS, self._group)
-        self.lag = {OBJECTS.name: TopicLag(pending=sum(p.pending for p in partitions), partitions=len(partitions))}
+        pending = sum(partition.pending for partition in partitions)
+        self.lag = {OBJECTS.name: TopicLag(pending=pending, partitions=len(partitions))}
+        OBJECTS_LAG.set(pending)
         waiting = [partition for partition in partitions if partition.pending]
         times = await asyncio.gather(*(self._first_waiting(partition) for partition in waiting))
         return min([now_us, *(time_ms * 1000 for time_ms in times if time_ms is not None)])

@@ -10,6 +10,7 @@ import pytest
 
 from infra.errors import StoreRefused, StoreUnavailable
 from infra.metadata_store.interface import Job
+from infra.metrics import SCANS
 from infra.object_store.memory import Operation
 from ingest_bridge.scan import Scan, ScanArguments, ScanPhase, ScanProgress
 from ingest_bridge.scan_jobs import LEASE_SECONDS, SCAN_JOB, ScanSchedule, ScanWorker
@@ -122,10 +123,13 @@ async def test_a_mass_removal_leaves_the_job_stopped(world: JobWorld) -> None:
     for number in range(101):
         await world.index(str(number))
         await world.delete(str(number))
+    stopped = SCANS.labels(JobState.STOPPED)
+    counted = stopped._value.get()
     job_id = await world.ask()
     await (await world.worker()).run_next()
     job = await world.job(job_id)
     assert job.state is JobState.STOPPED
+    assert stopped._value.get() == counted + 1
     assert job.message is not None and "--allow-removal" in job.message and "101 of 101" in job.message
     assert world.events() == []
     assert world.failed_buckets == []  # it would stop again

@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 
 import pytest
+from prometheus_client import REGISTRY
 
 from infra.errors import StoreUnavailable
 from infra.kafka.interface import Message, PartitionLag
@@ -112,6 +113,7 @@ async def test_the_first_waiting_event_counts_until_it_is_worked_on() -> None:
     await scene.handed_over(10)
     assert await scene.through() == 3
     assert scene.follower.lag[OBJECTS.name].pending == 2
+    assert REGISTRY.get_sample_value("image_search_objects_lag") == 2
     scene.work_off()
     assert await scene.through() == 10
     assert scene.follower.lag[OBJECTS.name].pending == 0
