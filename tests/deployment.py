@@ -49,6 +49,7 @@ class WorkerProcess:
 
     def __init__(self, settings: ProcessorSettings, folder: Path, *, name: str, kill_after: int | None = None) -> None:
         self.log = folder / f"{name}.log"
+        self.port = settings.processor_port
         environment = {**os.environ, **environment_of(settings)}
         environment[f"{ENV_PREFIX}PROCESSOR_DATA_DIR"] = str(folder / name)
         command = [sys.executable, "-m", "tests.faults.worker", str(kill_after or 0)]
