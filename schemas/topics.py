@@ -40,6 +40,8 @@ ALL_TOPICS = (OBJECT_NOTIFICATIONS, OBJECTS, OUTCOMES, DEAD_LETTERS)
 
 PROCESSOR_GROUP = "processors"
 """The consumer group of the workers, without the deployment's prefix. Faust uses its app id as the group."""
+RELAY_GROUP = "relay"
+"""The consumer group of the bridges that turn notifications into object events, without the deployment's prefix."""
 
 # Headers of a dead letter, beside the message as it came. Topic, partition and offset together are its identity.
 HEADER_TOPIC = "image-search-topic"

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from infra.kafka.client import KafkaBroker
-from infra.kafka.interface import Broker, Message, PartitionLag, Producer, Record
+from infra.kafka.interface import Broker, GroupReader, Message, PartitionLag, Producer, Record
 from infra.settings import CommonSettings
 
-__all__ = ["Broker", "Message", "PartitionLag", "Producer", "Record", "connect"]
+__all__ = ["Broker", "GroupReader", "Message", "PartitionLag", "Producer", "Record", "connect"]
 
 
 async def connect(settings: CommonSettings) -> Broker:

@@ -7,7 +7,8 @@ from contextlib import AbstractAsyncContextManager
 
 from infra.kafka.admin import Inspector
 from infra.kafka.connection import Connection
-from infra.kafka.interface import PartitionLag, Producer, Record
+from infra.kafka.group import consuming
+from infra.kafka.interface import GroupReader, PartitionLag, Producer, Record
 from infra.kafka.producer import KafkaProducer
 from infra.kafka.reader import reading
 from infra.settings import CommonSettings
@@ -42,6 +43,9 @@ class KafkaBroker:
 
     def read(self, topic: Topic, start: Mapping[int, int]) -> AbstractAsyncContextManager[AsyncIterator[list[Record]]]:
         return reading(self._connection, self._inspector, topic, start)
+
+    def consume(self, topic: Topic, group: str) -> AbstractAsyncContextManager[GroupReader]:
+        return consuming(self._connection, self._inspector, topic, group)
 
     async def check(self) -> None:
         await self._inspector.check()

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -48,6 +48,14 @@ class PartitionLag:
         return max(0, self.end - max(self.committed, self.begin))
 
 
+def next_offsets(records: Iterable[Record]) -> dict[int, int]:
+    """What a group commits for these records: the offset behind the last of each partition."""
+    behind: dict[int, int] = {}
+    for record in records:
+        behind[record.partition] = max(behind.get(record.partition, 0), record.offset + 1)
+    return behind
+
+
 class Producer(Protocol):
     async def send(self, topic: Topic, messages: Sequence[Message]) -> None:
         """Returns when the broker has all of them (acks=all, idempotent). Calls may overlap.
@@ -57,6 +65,19 @@ class Producer(Protocol):
         """
 
     async def close(self) -> None: ...
+
+
+class GroupReader(Protocol):
+    """A member of a consumer group. After StoreUnavailable leave it and consume anew: what was not committed comes again."""
+
+    async def batch(self) -> list[Record]:
+        """What came in this member's partitions, in offset order within each; empty about every second when nothing did."""
+
+    async def commit(self, records: Sequence[Record]) -> None:
+        """These are done with, and all before them in their partitions: hand over no record before those in front of it.
+
+        Partitions that went to another member meanwhile are left out: that member reads their records again.
+        """
 
 
 class Broker(Protocol):
@@ -80,6 +101,12 @@ class Broker(Protocol):
 
         Yields what came, in offset order within a partition; an empty list about every second when nothing did, so that
         a reader can do other things. No consumer group, nothing is committed.
+        """
+
+    def consume(self, topic: Topic, group: str) -> AbstractAsyncContextManager[GroupReader]:
+        """Join a group that shares the topic's partitions. Begins behind its last commit, without one at the oldest record.
+
+        Nothing is committed but by `commit`. Leaving gives the partitions to the others at once.
         """
 
     async def check(self) -> None: ...

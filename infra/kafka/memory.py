@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from infra.errors import StoreUnavailable
-from infra.kafka.interface import Message, PartitionLag, Producer, Record
+from infra.kafka.interface import GroupReader, Message, PartitionLag, Producer, Record, next_offsets
 from infra.kafka.limits import check_size
 from schemas.topics import Topic
 
@@ -26,6 +26,8 @@ class Operation(StrEnum):
     LAG = "lag"
     TIME_OF = "time_of"
     READ = "read"
+    CONSUME = "consume"
+    COMMIT = "commit"
     CHECK = "check"
 
 
@@ -67,6 +69,7 @@ class MemoryBroker:
         self._now_ms = now_ms
         self._topics: dict[str, list[_Partition]] = {}
         self._committed: dict[tuple[str, str, int], int] = {}
+        self._members: dict[tuple[str, str], list[_MemoryGroupReader]] = {}
         self._written = asyncio.Condition()
         self._make(topics, partitions)
 
@@ -126,6 +129,19 @@ class MemoryBroker:
         async with aclosing(self._batches(topic, positions)) as batches:
             yield batches
 
+    @asynccontextmanager
+    async def consume(self, topic: Topic, group: str) -> AsyncIterator[GroupReader]:
+        self._partitions(topic)
+        members = self._members.setdefault((group, topic.name), [])
+        reader = _MemoryGroupReader(self, topic, group)
+        members.append(reader)
+        self._rebalance(topic, group)
+        try:
+            yield reader
+        finally:
+            members.remove(reader)
+            self._rebalance(topic, group)
+
     async def check(self) -> None:
         await self.before_call(Operation.CHECK, None)
 
@@ -148,6 +164,16 @@ class MemoryBroker:
         """For tests: everything that is there, partition by partition."""
         return [record for partition in self._partitions(topic) for record in partition.records]
 
+    def _rebalance(self, topic: Topic, group: str) -> None:
+        """Who owns what is dealt out anew, and all begin behind the last commit."""
+        members = self._members[group, topic.name]
+        for place, member in enumerate(members):
+            member.positions = {
+                number: self._committed.get((group, topic.name, number), partition.begin)
+                for number, partition in enumerate(self._partitions(topic))
+                if number % len(members) == place
+            }
+
     def _make(self, topics: Sequence[Topic], partitions: int) -> None:
         for topic in topics:
             self._topics.setdefault(topic.name, [_Partition() for _ in range(partitions)])
@@ -160,16 +186,20 @@ class MemoryBroker:
     async def _batches(self, topic: Topic, positions: dict[int, int]) -> AsyncGenerator[list[Record]]:
         while True:
             await self.before_call(Operation.READ, topic)
+            yield await self.take(topic, positions)
+
+    async def take(self, topic: Topic, positions: dict[int, int]) -> list[Record]:
+        """What its readers do: what is there from these positions on, which move; waits a little when there is nothing."""
+        if not (found := self._take(topic, positions)):
+            await self._wait_for_more(topic, positions)
             found = self._take(topic, positions)
-            if not found:
-                await self._wait_for_more(topic, positions)
-                found = self._take(topic, positions)
-            yield found
+        return found
 
     def _take(self, topic: Topic, positions: dict[int, int]) -> list[Record]:
         found: list[Record] = []
-        for number, partition in enumerate(self._partitions(topic)):
-            records = partition.from_offset(positions[number])[: RECORDS_AT_ONCE - len(found)]
+        partitions = self._partitions(topic)
+        for number in positions:
+            records = partitions[number].from_offset(positions[number])[: RECORDS_AT_ONCE - len(found)]
             if records:
                 positions[number] = records[-1].offset + 1
                 found += records
@@ -177,7 +207,8 @@ class MemoryBroker:
 
     async def _wait_for_more(self, topic: Topic, positions: Mapping[int, int]) -> None:
         def more() -> bool:
-            return any(partition.end > positions[number] for number, partition in enumerate(self._partitions(topic)))
+            partitions = self._partitions(topic)
+            return any(partitions[number].end > position for number, position in positions.items())
 
         try:
             async with asyncio.timeout(self._idle_seconds), self._written:
@@ -195,3 +226,20 @@ class _MemoryProducer:
 
     async def close(self) -> None:
         return None
+
+
+class _MemoryGroupReader:
+    def __init__(self, broker: MemoryBroker, topic: Topic, group: str) -> None:
+        self.positions: dict[int, int] = {}
+        self._broker = broker
+        self._topic = topic
+        self._group = group
+
+    async def batch(self) -> list[Record]:
+        await self._broker.before_call(Operation.CONSUME, self._topic)
+        return await self._broker.take(self._topic, self.positions)
+
+    async def commit(self, records: Sequence[Record]) -> None:
+        await self._broker.before_call(Operation.COMMIT, self._topic)
+        mine = {number: offset for number, offset in next_offsets(records).items() if number in self.positions}
+        self._broker.commit(self._topic, self._group, mine)

@@ -62,7 +62,7 @@ async def _batches(
         elif clock() - heard_at > connection.timeout_seconds:
             await _check_not_stuck(connection, consumer, partitions)
             heard_at = clock()
-        yield [_record(message) for messages in found.values() for message in messages]
+        yield [record_of(message) for messages in found.values() for message in messages]
 
 
 def _place(consumer: AIOKafkaConsumer, offsets: Mapping[int, tuple[int, int]], wanted: Mapping[TopicPartition, int]) -> None:
@@ -80,7 +80,7 @@ async def _check_not_stuck(connection: Connection, consumer: AIOKafkaConsumer, p
         raise StoreUnavailable(STORE_NAME, f"nothing came for {connection.timeout_seconds:g} s although there is more")
 
 
-def _record(message: ConsumerRecord) -> Record:
+def record_of(message: ConsumerRecord) -> Record:
     return Record(
         partition=message.partition,
         offset=message.offset,

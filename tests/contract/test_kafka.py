@@ -13,7 +13,7 @@ from aiokafka.admin import AIOKafkaAdminClient, RecordsToDelete  # type: ignore[
 
 from infra import kafka
 from infra.errors import InvalidEvent, StoreUnavailable
-from infra.kafka.interface import Broker, Message, Record
+from infra.kafka.interface import Broker, GroupReader, Message, Record
 from infra.kafka.memory import MemoryBroker
 from infra.settings import CommonSettings
 from schemas.events import ReasonCode
@@ -296,6 +296,108 @@ async def test_a_missing_topic_is_a_fault_that_says_what_to_do(broker: Broker) -
     for call in calls:
         with pytest.raises(StoreUnavailable, match="image-search upgrade"):
             await call
+
+
+# -- groups --------------------------------------------------------------------------------------------------------------
+async def next_batch(reader: GroupReader) -> list[Record]:
+    async with asyncio.timeout(20):
+        while not (found := await reader.batch()):
+            pass
+    return found
+
+
+async def taken(reader: GroupReader, count: int) -> list[Record]:
+    found: list[Record] = []
+    while len(found) < count:
+        found += await next_batch(reader)
+    return found
+
+
+async def test_a_group_begins_at_the_oldest_and_goes_on_behind_its_commit(broker: Broker) -> None:
+    await one_partition(broker, 5)
+    async with broker.consume(OBJECTS, "readers") as reader:
+        records = await taken(reader, 5)
+        assert [record.value for record in records] == [b"0", b"1", b"2", b"3", b"4"]
+        await reader.commit(records[:3])
+    assert sum(lag.pending for lag in await broker.lag(OBJECTS, "readers")) == 2
+    async with broker.consume(OBJECTS, "readers") as reader:
+        assert [record.value for record in await taken(reader, 2)] == [b"3", b"4"]
+    async with broker.consume(OBJECTS, "others") as reader:
+        assert len(await taken(reader, 5)) == 5
+
+
+async def test_what_was_read_and_not_committed_comes_again(broker: Broker) -> None:
+    await one_partition(broker, 2)
+    for _ in range(2):
+        async with broker.consume(OBJECTS, "readers") as reader:
+            assert len(await taken(reader, 2)) == 2
+
+
+async def test_a_group_hears_at_once_and_returns_every_second_without_news(broker: Broker) -> None:
+    async with broker.consume(OBJECTS, "readers") as reader:
+        await send(broker, Message(b"k", b"first"))
+        await taken(reader, 1)
+        started = time.monotonic()
+        assert await reader.batch() == []
+        assert 0.5 <= time.monotonic() - started <= 2.0
+        waiting = asyncio.ensure_future(reader.batch())
+        await asyncio.sleep(0.3)
+        started = time.monotonic()
+        await send(broker, Message(b"k", b"news"))
+        assert [record.value for record in await waiting] == [b"news"]
+        assert time.monotonic() - started <= 0.5
+
+
+async def test_members_share_the_partitions_and_take_over_from_one_that_leaves(broker: Broker) -> None:
+    keys = [str(number).encode() for number in range(30)]
+    async with broker.consume(OBJECTS, "readers") as one:
+        await send(broker, *(Message(key, b"1") for key in keys))
+        await one.commit(await taken(one, 30))
+        seen: dict[str, set[int]] = {"one": set(), "two": set()}
+
+        async def read_on(name: str, reader: GroupReader) -> None:
+            while True:
+                found = await reader.batch()
+                seen[name] |= {record.partition for record in found if record.value == b"2"}
+
+        reading = [asyncio.ensure_future(read_on("one", one))]
+        async with broker.consume(OBJECTS, "readers") as two:
+            reading.append(asyncio.ensure_future(read_on("two", two)))
+            async with asyncio.timeout(30):
+                while not (seen["two"] and seen["one"]):
+                    seen["one"].clear()  # from before the second joined
+                    await send(broker, *(Message(key, b"2") for key in keys))
+                    await asyncio.sleep(0.5)
+            for task in reading:
+                task.cancel()
+            await asyncio.wait(reading)
+        assert not seen["one"] & seen["two"]
+        # Nothing of the second turn was committed: with the partitions all of it goes to the one that is left.
+        again: set[int] = set()
+        async with asyncio.timeout(30):
+            while again != set(ALL):
+                again |= {record.partition for record in await one.batch()}
+
+
+async def test_a_commit_leaves_out_what_went_to_another_member(broker: Broker) -> None:
+    await send(broker, *(Message(str(number).encode(), b"x") for number in range(30)))
+    async with broker.consume(OBJECTS, "readers") as one:
+        records = await taken(one, 30)
+        async with broker.consume(OBJECTS, "readers") as two:
+            found: list[Record] = []
+            async with asyncio.timeout(30):
+                while not found:
+                    found = await two.batch()
+            await one.commit(records)
+            lags = {lag.partition: lag.pending for lag in await broker.lag(OBJECTS, "readers")}
+            assert all(lags[record.partition] for record in found)
+            await two.commit(found)
+
+
+async def test_a_group_of_a_missing_topic_says_what_to_do(broker: Broker) -> None:
+    with pytest.raises(StoreUnavailable, match="image-search upgrade"):
+        async with broker.consume(OUTCOMES, "readers"):
+            pass
 
 
 async def test_a_running_broker_passes_its_check(broker: Broker) -> None:
