@@ -204,12 +204,15 @@ class StackSettings(_Settings):
 
     cache_dir: Path = Field(default_factory=_cache_dir, description="Downloads and converted models, kept between deployments.")
     buckets: Names = Field(("images",), description="Buckets that are followed, comma-separated. Samples go into the first.")
+    kafka_topic_prefix: str = Field(
+        "", pattern=r"^[A-Za-z0-9._-]{0,64}$", description="Put before each topic and consumer group."
+    )
 
     query_port: Port = Field(8080, description="Port of the API, page, health and metrics.")
     bridge_port: Port = Field(8081, description="Port of the bridge's health and metrics.")
     processor_port: Port = Field(8082, description="Port of the worker's health and metrics.")
 
-    s3_port: Port = Field(9000, description="Local SeaweedFS: S3.")
+    s3_port: Port = Field(9000, description="Local SeaweedFS or MinIO: S3.")
     s3_grpc_port: Port = Field(19000, description="Local SeaweedFS: S3, between its parts.")
     filer_port: Port = Field(8888, description="Local SeaweedFS: filer.")
     filer_grpc_port: Port = Field(18888, description="Local SeaweedFS: filer's metadata log.")
@@ -236,6 +239,8 @@ class StackSettings(_Settings):
     milvus_index_node_port: Port = Field(19526, description="Local Milvus: index node.")
     milvus_data_coord_port: Port = Field(19527, description="Local Milvus: data coordinator.")
     milvus_data_node_port: Port = Field(19528, description="Local Milvus: data node.")
+
+    mariadb_port: Port = Field(13306, description="Local MariaDB: clients.")
 
     server_start_seconds: float = Field(180.0, gt=0, description="Longest time for a local server or service to become ready.")
 

@@ -76,7 +76,7 @@ async def servers(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Ser
             await stack.start(await local_servers.prepare(folder, settings, credentials, print))
         except ImageSearchError as error:
             unavailable(f"the local servers cannot start here: {error}")
-        values = local_servers.addresses(folder.root, settings, credentials)
+        values = local_servers.addresses(folder, settings, credentials)
         yield Servers(CommonSettings.model_validate(values), stack, settings, values)
     finally:
         await stack.stop()

@@ -20,6 +20,7 @@ from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
+from infra.cli import EXIT_CONFIGURATION, PROFILES
 from infra.errors import ImageSearchError
 from infra.local_stack import ports, sample_pictures, stack
 from infra.local_stack.folder import StackFolder
@@ -36,7 +37,10 @@ HITS = 5
 
 def main() -> int:
     console = Console(highlight=False, soft_wrap=True)
-    profile = os.environ.get("PROFILE", "embedded")
+    profile = os.environ.get("PROFILE", PROFILES[0])
+    if profile not in PROFILES:
+        console.print(f"there is no profile {profile!r}; choose {' or '.join(PROFILES)}", style="red", markup=False)
+        return EXIT_CONFIGURATION
     with tempfile.TemporaryDirectory(prefix="image-search-demo-") as state_dir, Reporter(console) as reporter:
         try:
             return asyncio.run(_demo(StackFolder(Path(state_dir), profile), reporter))

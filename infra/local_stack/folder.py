@@ -107,14 +107,21 @@ class Credentials:
     filer_read_key: str
     milvus_password: str
     kafka_cluster_id: str
+    mariadb_password: str
 
     @classmethod
     def of(cls, folder: StackFolder) -> Credentials:
-        """Read them, or make and store them."""
+        """Read them; make and store those that are missing, which are all at first and few after an upgrade."""
         path = folder.root / "credentials.json"
-        if path.exists():
-            return cls(**json.loads(path.read_text()))
-        made = cls(
+        stored: dict[str, str] = json.loads(path.read_text()) if path.exists() else {}
+        found = cls(**{**asdict(cls._random()), **stored})
+        if asdict(found) != stored:
+            write_private(path, json.dumps(asdict(found), indent=1))
+        return found
+
+    @classmethod
+    def _random(cls) -> Credentials:
+        return cls(
             s3_access_key=secrets.token_hex(10).upper(),
             s3_secret_key=secrets.token_hex(20),
             filer_write_key=secrets.token_hex(32),
@@ -122,9 +129,8 @@ class Credentials:
             milvus_password=secrets.token_hex(16),
             # Kafka wants 16 bytes as 22 characters of URL-safe base64.
             kafka_cluster_id=secrets.token_urlsafe(16),
+            mariadb_password=secrets.token_hex(16),
         )
-        write_private(path, json.dumps(asdict(made), indent=1))
-        return made
 
 
 def write_private(path: Path, text: str) -> None:

@@ -15,6 +15,21 @@ from infra.settings import StackSettings
 
 # Small volumes, so that deleted pictures give their space back soon, and so that a bucket's first ones cost little.
 VOLUME_MIB = 128
+PORTS = frozenset(
+    f"{part}_port"
+    for part in (
+        "s3",
+        "s3_grpc",
+        "filer",
+        "filer_grpc",
+        "master",
+        "master_grpc",
+        "volume",
+        "volume_grpc",
+        "admin",
+        "admin_grpc",
+    )
+)
 
 
 def weed_path() -> str:

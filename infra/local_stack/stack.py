@@ -17,7 +17,7 @@ from infra.local_stack import ports, sample_pictures, servers
 from infra.local_stack.folder import Credentials, StackFolder, read_stack_file, write_stack_file
 from infra.local_stack.program import NotReady, Program
 from infra.local_stack.reporter import Reporter
-from infra.local_stack.supervisor import Supervisor, end_leftovers
+from infra.local_stack.supervisor import Supervisor, end_leftovers, run_to_end
 from infra.settings import ENV_PREFIX, CommonSettings, StackSettings
 
 UPGRADE_SECONDS = 1800.0
@@ -50,7 +50,7 @@ async def running(
     with folder.locked():
         for name in end_leftovers(folder.processes_file):
             reporter.warn(f"{name} was left over from a stack that was killed, and is ended")
-        ports.require_free(settings.ports())
+        ports.require_free(servers.ports_taken(folder.profile, settings))
         credentials = Credentials.of(folder)
         variables = {**kept_variables(folder), **computed_variables(folder, settings, credentials)}
         write_stack_file(folder, {**shell_values(folder, settings, credentials), **variables})
@@ -60,14 +60,15 @@ async def running(
         )
         supervisor = Supervisor(folder.logs, folder.processes_file, on_change=reporter.program_changed, hurry=hurry)
         try:
-            reporter.doing("preparing SeaweedFS, Kafka and Milvus")
+            reporter.doing(f"preparing {servers.described(folder.profile)}")
             programs = await servers.prepare(folder, settings, credentials, reporter.doing)
-            reporter.doing("starting SeaweedFS, Kafka and Milvus")
+            reporter.doing(f"starting {servers.described(folder.profile)}")
             await supervisor.start(programs)
             reporter.doing("upgrading schema, topics and model")
-            await supervisor.run(
+            await run_to_end(
                 "upgrade",
                 command(folder, "upgrade"),
+                logs=folder.logs,
                 environment=variables,
                 seconds=UPGRADE_SECONDS,
                 say=reporter.doing,
@@ -85,7 +86,7 @@ async def running(
 def computed_variables(folder: StackFolder, settings: StackSettings, credentials: Credentials) -> dict[str, str]:
     """IMAGE_SEARCH_* variables that point every service and command at this stack."""
     fields = {
-        **servers.addresses(folder.root, settings, credentials),
+        **servers.addresses(folder, settings, credentials),
         "query_url": f"http://127.0.0.1:{settings.query_port}",
         **{name: str(port) for name, port in settings.ports().items()},
     }
@@ -113,7 +114,7 @@ def _setting_variables() -> Iterator[str]:
 
 def shell_values(folder: StackFolder, settings: StackSettings, credentials: Credentials) -> dict[str, str]:
     """The names that people and scripts use."""
-    addresses = servers.addresses(folder.root, settings, credentials)
+    addresses = servers.addresses(folder, settings, credentials)
     return {
         "PROFILE": folder.profile,
         "S3_ENDPOINT": addresses["s3_endpoint"],

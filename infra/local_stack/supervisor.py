@@ -124,42 +124,6 @@ class Supervisor:
             self._trimmer = None
         self._record.unlink(missing_ok=True)
 
-    async def run(
-        self,
-        name: str,
-        command: Sequence[str],
-        *,
-        environment: Mapping[str, str],
-        seconds: float,
-        say: Callable[[str], None],
-    ) -> None:
-        """Run a program to its end; each of its lines is told and kept in its log. Raises ProgramFailed."""
-        process = await asyncio.create_subprocess_exec(
-            *_launched(command, None),
-            env={**os.environ, **environment},
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.STDOUT,
-            limit=LONGEST_LINE_BYTES,
-            start_new_session=True,
-        )
-        assert process.stdout is not None
-        log_path = self._logs / f"{name}.log"
-        try:
-            async with asyncio.timeout(seconds):
-                with log_path.open("ab") as file:
-                    async for line in process.stdout:
-                        file.write(line)
-                        say(line.decode(errors="replace").rstrip())
-                code = await process.wait()
-        except TimeoutError:
-            raise ProgramFailed(f"{name} took longer than {seconds:.0f} s; its log: {log_path}") from None
-        finally:
-            _signal_group(process.pid, signal.SIGKILL)
-            await process.wait()
-        if code != 0:
-            raise ProgramFailed(f"{name} failed with code {code}. End of {log_path}:\n{_tail(log_path)}")
-
     def kill(self, name: str) -> None:
         """SIGKILL to a program and all that it started; it is started again. For tests of crashes."""
         running = self.running(name)
@@ -304,6 +268,43 @@ class Supervisor:
             await asyncio.sleep(LOG_CHECK_SECONDS)
             for running in self.programs:
                 await asyncio.to_thread(_trim, running.log_path)
+
+
+async def run_to_end(
+    name: str,
+    command: Sequence[str],
+    *,
+    logs: Path,
+    environment: Mapping[str, str],
+    seconds: float,
+    say: Callable[[str], None],
+) -> None:
+    """Run a program to its end; each of its lines is told and kept in `<logs>/<name>.log`. Raises ProgramFailed."""
+    process = await asyncio.create_subprocess_exec(
+        *_launched(command, None),
+        env={**os.environ, **environment},
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+        limit=LONGEST_LINE_BYTES,
+        start_new_session=True,
+    )
+    assert process.stdout is not None
+    log_path = logs / f"{name}.log"
+    try:
+        async with asyncio.timeout(seconds):
+            with log_path.open("ab") as file:
+                async for line in process.stdout:
+                    file.write(line)
+                    say(line.decode(errors="replace").rstrip())
+            code = await process.wait()
+    except TimeoutError:
+        raise ProgramFailed(f"{name} took longer than {seconds:.0f} s; its log: {log_path}") from None
+    finally:
+        _signal_group(process.pid, signal.SIGKILL)
+        await process.wait()
+    if code != 0:
+        raise ProgramFailed(f"{name} failed with code {code}. End of {log_path}:\n{_tail(log_path)}")
 
 
 def end_leftovers(record: Path) -> list[str]:

@@ -141,7 +141,7 @@ def test_every_port_of_a_server_reaches_its_configuration(folder: StackFolder) -
         + [path.read_text() for path in (folder.root / "milvus" / "configs").iterdir()]
         + [kafka.properties(folder.root, settings)]
     )
-    assert [name for name, port in servers.server_ports(settings).items() if str(port) not in written] == []
+    assert [name for name, port in servers.server_ports("embedded", settings).items() if str(port) not in written] == []
 
 
 # -- Milvus ------------------------------------------------------------------------------------------------------------
@@ -276,6 +276,6 @@ def test_the_demo_searches_with_another_picture_than_it_put() -> None:
 
 
 def test_settings_of_tests_and_stack_are_the_same_shape(folder: StackFolder) -> None:
-    values = servers.addresses(folder.root, StackSettings(), Credentials.of(folder))
+    values = servers.addresses(folder, StackSettings(), Credentials.of(folder))
     assert set(values) - set(BridgeSettings.model_fields) == {"processor_data_dir"}
     assert CommonSettings.model_validate(values).database_url.get_secret_value().endswith("/embedded/metadata.db")
