@@ -18,7 +18,7 @@ from infra.settings import BridgeSettings, CommonSettings, load
 
 if TYPE_CHECKING:
     from infra.metadata_store.interface import Job, MetadataStore
-    from ingest_bridge.scan import ScanArguments
+    from ingest_bridge.scan_state import ScanArguments
     from ingest_bridge.upload import LocalFile, UploadResult
 
 FOLLOW_SECONDS = 0.5
@@ -49,8 +49,8 @@ def scan(context: click.Context, bucket: str | None, prefix: str, allow_removal:
 
     The running bridge does the work; it goes on when this command is interrupted.
     """
-    from ingest_bridge.scan import ScanArguments
     from ingest_bridge.scan_display import result_lines
+    from ingest_bridge.scan_state import ScanArguments
     from schemas.tables import JobState
 
     settings = load(CommonSettings, state_dir=_state_dir(context))

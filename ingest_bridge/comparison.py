@@ -58,3 +58,17 @@ def difference(
     if row.state is RowState.INDEXED and any(held.get(model) != row.content_hash for model in models):
         return Difference(Cause.REPAIR, row.attempt)
     return None
+
+
+def vector_differs(row: ImageRow | None, *, named: bool, held: ContentHash | None) -> bool:
+    """Whether a collection disagrees with a row. `named`: the row says that the model holds a vector of it."""
+    if row is None or row.state is not RowState.INDEXED:
+        return held is not None
+    if held is None:
+        return named
+    return held != row.content_hash
+
+
+def is_left_over(stat: ObjectStat | None, row: ImageRow | None) -> bool:
+    """Whether nothing owns an object's vector any more: neither the bucket nor a row that is not deleted."""
+    return stat is None and (row is None or row.state is RowState.DELETED)

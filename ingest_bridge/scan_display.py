@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from infra.metadata_store.interface import Job
-from ingest_bridge.scan import ScanPhase, ScanProgress
+from ingest_bridge.scan_state import ScanPhase, ScanProgress
 from schemas.tables import JobState
 
 PLAIN_PAUSE_SECONDS = 2.0
@@ -20,6 +20,7 @@ _DOING = {
     ScanPhase.COMPARING: "comparing",
     ScanPhase.REMOVING: "looking for removed objects",
     ScanPhase.PUBLISHING: "looking for outcomes still owed",
+    ScanPhase.VECTORS: "comparing vectors and rows",
     ScanPhase.DONE: "done",
 }
 
@@ -52,24 +53,31 @@ class ScanDisplay:
     def show(self, job: Job) -> None:
         progress = ScanProgress.model_validate(job.progress)
         doing = "waiting for the workers" if progress.waiting_for_workers else _DOING[progress.phase]
-        total = progress.listed if progress.phase is not ScanPhase.LISTING and progress.listed else None
+        done, total = _how_far(progress)
         remaining = _remaining(progress, job.state)
         if self._console.is_terminal:
             self._bar.update(
                 self._task,
                 description=doing,
                 total=total,
-                completed=progress.compared,
+                completed=done,
                 written=progress.written,
                 remaining=remaining,
             )
             return
-        line = (
-            f"{doing}: {progress.compared} of {total or '?'} compared, {progress.written} events written {remaining}".rstrip()
-        )
+        line = f"{doing}: {done} of {total or '?'} compared, {progress.written} events written {remaining}".rstrip()
         if line != self._said and time.monotonic() - self._said_at >= PLAIN_PAUSE_SECONDS:
             self._said, self._said_at = line, time.monotonic()
             self._console.print(line, highlight=False, markup=False)
+
+
+def _how_far(progress: ScanProgress) -> tuple[int, int | None]:
+    """How many are compared, and of how many; None while nobody knows."""
+    if progress.phase is ScanPhase.VECTORS:
+        return progress.checked, progress.to_check or None
+    if progress.phase is ScanPhase.LISTING:
+        return progress.compared, None
+    return progress.compared, progress.listed or None
 
 
 def _remaining(progress: ScanProgress, state: JobState) -> str:
@@ -85,7 +93,7 @@ def result_lines(job: Job) -> str:
     if job.state is JobState.DONE:
         text = (
             f"Scan done: {progress.compared} objects compared, {progress.written} events written, "
-            f"{progress.removed} of them for removed objects."
+            f"{progress.removed} of them for removed objects and {progress.repairs} for vectors."
         )
         if progress.unnameable:
             text += f" {progress.unnameable} objects were left out, their keys are too long: the bridge's log names them."

@@ -13,7 +13,8 @@ from infra.errors import StoreUnavailable, TransientError
 from infra.metadata_store.interface import Job, MetadataStore
 from infra.metrics import SCANS
 from infra.retry import until_done
-from ingest_bridge.scan import RemovalStopped, Scan, ScanArguments, ScanFailed, ScanProgress
+from ingest_bridge.scan import Scan
+from ingest_bridge.scan_state import RemovalStopped, ScanArguments, ScanFailed, ScanProgress
 from schemas.tables import JobState
 
 log = structlog.get_logger(__name__)

@@ -15,7 +15,7 @@ from typing import Any
 
 import structlog
 
-from infra import kafka, metadata_store, object_store
+from infra import kafka, metadata_store, object_store, vector_store
 from infra.errors import ConfigurationError, TransientError
 from infra.health import Check, HealthServer
 from infra.kafka.interface import Broker, Producer
@@ -23,12 +23,16 @@ from infra.metadata_store.interface import MetadataStore
 from infra.object_store.interface import ObjectStore
 from infra.retry import until_done
 from infra.settings import BridgeSettings
+from infra.vector_store.interface import VectorStore
 from ingest_bridge.backlog import Backlog
 from ingest_bridge.follower import Follower
 from ingest_bridge.meta_tail import MetaTail, TailTarget, find_weed
 from ingest_bridge.notifications.seaweedfs import BUCKETS_DIR
-from ingest_bridge.scan import RemovalGuard, Scan, ScanArguments, ScanProgress
+from ingest_bridge.relay import Relay
+from ingest_bridge.scan import Scan
+from ingest_bridge.scan_events import ScanEvents
 from ingest_bridge.scan_jobs import RETRY_SECONDS, ScanSchedule, ScanWorker
+from ingest_bridge.scan_state import RemovalGuard, ScanArguments, ScanProgress
 
 log = structlog.get_logger(__name__)
 
@@ -82,6 +86,9 @@ async def _parts(settings: BridgeSettings) -> AsyncIterator[dict[str, Part]]:
         stack.push_async_callback(objects.close)
         metadata = await metadata_store.connect(settings)
         stack.push_async_callback(metadata.close)
+        # No part of the health checks: without it scans wait, and new pictures are told of all the same.
+        vectors = await vector_store.connect(settings)
+        stack.push_async_callback(vectors.close)
         broker = await kafka.connect(settings)
         stack.push_async_callback(broker.close)
         await until_done(metadata.check, on_wait=_say_waiting)
@@ -95,6 +102,7 @@ async def _parts(settings: BridgeSettings) -> AsyncIterator[dict[str, Part]]:
             settings,
             objects=objects,
             metadata=metadata,
+            vectors=vectors,
             broker=broker,
             producer=await _producer(stack, broker),
             schedule=schedule,
@@ -109,6 +117,16 @@ async def _parts(settings: BridgeSettings) -> AsyncIterator[dict[str, Part]]:
             following = follower(settings, metadata, await _producer(stack, broker), schedule)
             checks["change_log"] = following.check
             parts["follower"] = following.run
+        elif settings.follow == "notifications":
+            relay = Relay(
+                deployment=settings.deployment,
+                buckets=settings.buckets,
+                broker=broker,
+                producer=await _producer(stack, broker),
+                on_gap=schedule.want_all,
+            )
+            checks["notifications"] = relay.check
+            parts["relay"] = relay.run
         health = HealthServer(settings.bridge_host, settings.bridge_port, checks)
         await _start(health, settings)
         stack.push_async_callback(health.close)
@@ -145,19 +163,17 @@ def scan_worker(
     *,
     objects: ObjectStore,
     metadata: MetadataStore,
+    vectors: VectorStore,
     broker: Broker,
     producer: Producer,
     schedule: ScanSchedule,
 ) -> ScanWorker:
     def make_scan(scan_id: str, arguments: ScanArguments, progress: ScanProgress) -> Scan:
-        return Scan(
+        events = ScanEvents(
             scan_id,
-            arguments,
             progress,
             deployment=settings.deployment,
-            guard=RemovalGuard(settings.scan_removal_limit, settings.scan_removal_share),
             objects=objects,
-            metadata=metadata,
             producer=producer,
             backlog=Backlog(
                 broker,
@@ -165,6 +181,15 @@ def scan_worker(
                 seconds=settings.scan_backlog_seconds,
                 commit_interval_seconds=settings.commit_interval_seconds,
             ),
+        )
+        return Scan(
+            arguments,
+            progress,
+            events=events,
+            guard=RemovalGuard(settings.scan_removal_limit, settings.scan_removal_share),
+            objects=objects,
+            metadata=metadata,
+            vectors=vectors,
         )
 
     return ScanWorker(

@@ -6,20 +6,28 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
+
 from infra.errors import ObjectGone
+from infra.kafka.interface import Producer
 from infra.kafka.memory import MemoryBroker
 from infra.metadata_store.interface import ImageRow, ModelRow, RowWrite
 from infra.metadata_store.memory import MemoryMetadataStore
 from infra.object_store.interface import ObjectStat
 from infra.object_store.memory import MemoryObjectStore
+from infra.vector_store.memory import MemoryVectorStore
 from ingest_bridge.backlog import Backlog
-from ingest_bridge.scan import RemovalGuard, Scan, ScanArguments, ScanProgress
+from ingest_bridge.scan import Scan
+from ingest_bridge.scan_events import ScanEvents
+from ingest_bridge.scan_state import RemovalGuard, ScanArguments, ScanProgress
 from schemas.events import ObjectEvent, ReasonCode
-from schemas.identity import ModelFingerprint, ObjectRef, content_hash_of
+from schemas.identity import ContentHash, ModelFingerprint, ObjectRef, content_hash_of
 from schemas.tables import ModelState, RowState
 from schemas.topics import ALL_TOPICS, OBJECTS, PROCESSOR_GROUP
+from schemas.vectors import VectorRow
 
 BUCKET = "images"
+COLLECTION = "c"
 MODEL = ModelFingerprint("f" * 64)
 SECOND_US = 1_000_000
 START_US = 1_800_000_000 * SECOND_US
@@ -37,6 +45,7 @@ class ScanWorld:
         self.now_us = START_US
         self.objects = MemoryObjectStore(BUCKET, now_us=lambda: self.now_us, page_size=page_size)
         self.metadata = MemoryMetadataStore(now_us=lambda: self.now_us)
+        self.vectors = MemoryVectorStore()
         self.broker = MemoryBroker(*ALL_TOPICS)
         self.slept = 0
 
@@ -47,7 +56,8 @@ class ScanWorld:
         await self.objects.delete(ref(key))
 
     async def add_model(self, fingerprint: ModelFingerprint = MODEL, state: ModelState = ModelState.ACTIVE) -> None:
-        await self.metadata.add_model(ModelRow(fingerprint, "m", "c", 8, "openvino", "fp32", {}, state, 0))
+        await self.vectors.create_collection(COLLECTION, dimension=1)
+        await self.metadata.add_model(ModelRow(fingerprint, "m", COLLECTION, 1, "openvino", "fp32", {}, state, 0))
 
     async def index(self, key: str, data: bytes = b"picture") -> None:
         """A put, and its row as a worker leaves it."""
@@ -74,6 +84,21 @@ class ScanWorld:
         kept = models if row.content_hash is not None else frozenset()
         row = replace(row, generation=seen + 1, published_generation=published)
         assert not await self.metadata.write([RowWrite(row, seen, kept)])
+        if await self.vectors.has_collection(COLLECTION):
+            await self._write_vector(row, MODEL in kept)
+
+    async def _write_vector(self, row: ImageRow, is_held: bool) -> None:
+        if is_held and row.state is RowState.INDEXED and row.content_hash is not None:
+            await self.hold(row.ref.key, row.content_hash)
+        else:
+            await self.vectors.delete(COLLECTION, [row.object_id])
+
+    async def hold(self, key: str, content_hash: ContentHash) -> None:
+        """A vector under this key, whatever the other stores say."""
+        vector = np.ones(1, dtype=np.float32)
+        await self.vectors.upsert(
+            COLLECTION, [VectorRow(ref(key).object_id, vector, ref(key), content_hash, 0, 1, 20, 20, "JPEG")]
+        )
 
     async def scan(
         self,
@@ -85,21 +110,47 @@ class ScanWorld:
         scan_id: str = "scan-1",
         floor_events: int = 64,
     ) -> Scan:
-        return Scan(
+        return self.scan_with(
             scan_id,
             ScanArguments(bucket=BUCKET, prefix=prefix, allow_removal=allow_removal),
             progress or ScanProgress(),
-            deployment="local",
+            await self.broker.producer(),
             guard=guard,
+            floor_events=floor_events,
+        )
+
+    def scan_with(
+        self,
+        scan_id: str,
+        arguments: ScanArguments,
+        progress: ScanProgress,
+        producer: Producer,
+        *,
+        guard: RemovalGuard = RemovalGuard(100, 0.2),  # noqa: B008 - frozen
+        floor_events: int = 64,
+        give_up_seconds: float = 0.2,
+    ) -> Scan:
+        events = ScanEvents(
+            scan_id,
+            progress,
+            deployment="local",
             objects=self.objects,
-            metadata=self.metadata,
-            producer=await self.broker.producer(),
+            producer=producer,
             backlog=Backlog(
                 self.broker, floor_events=floor_events, seconds=1.0, commit_interval_seconds=1.0, now=lambda: self.slept
             ),
             now_us=lambda: self.now_us,
             sleep=self.sleep,
-            give_up_seconds=0.2,
+            give_up_seconds=give_up_seconds,
+        )
+        return Scan(
+            arguments,
+            progress,
+            events=events,
+            guard=guard,
+            objects=self.objects,
+            metadata=self.metadata,
+            vectors=self.vectors,
         )
 
     async def run_scan(self, *, prefix: str = "", allow_removal: bool = False, scan_id: str = "scan-1") -> ScanProgress:

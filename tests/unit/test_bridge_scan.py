@@ -16,7 +16,7 @@ from infra.errors import ObjectGone, StoreRefused, StoreUnavailable
 from infra.kafka.memory import Operation as BrokerOperation
 from infra.object_store.memory import Operation
 from ingest_bridge.object_id_set import ObjectIdSet
-from ingest_bridge.scan import RemovalGuard, RemovalStopped, ScanFailed, ScanPhase, ScanProgress
+from ingest_bridge.scan_state import RemovalGuard, RemovalStopped, ScanFailed, ScanPhase, ScanProgress
 from schemas.events import Cause, ReasonCode
 from schemas.identity import ModelFingerprint, ObjectId
 from schemas.tables import ModelState, RowState

@@ -12,8 +12,9 @@ from infra.errors import StoreRefused, StoreUnavailable
 from infra.metadata_store.interface import Job
 from infra.metrics import SCANS
 from infra.object_store.memory import Operation
-from ingest_bridge.scan import Scan, ScanArguments, ScanPhase, ScanProgress
+from ingest_bridge.scan import Scan
 from ingest_bridge.scan_jobs import LEASE_SECONDS, SCAN_JOB, ScanSchedule, ScanWorker
+from ingest_bridge.scan_state import ScanArguments, ScanPhase, ScanProgress
 from schemas.events import ReasonCode
 from schemas.tables import JobState
 from tests.unit.scan_world import BUCKET, SECOND_US, ScanWorld
@@ -29,23 +30,10 @@ class JobWorld(ScanWorld):
         self.before_scan: Callable[[Scan], None] = lambda scan: None
 
     async def worker(self, owner: str = "one", *, report_seconds: float = 0.001) -> ScanWorker:
-        template = await self.scan()
+        producer = await self.broker.producer()
 
         def make(scan_id: str, arguments: ScanArguments, progress: ScanProgress) -> Scan:
-            scan = Scan(
-                scan_id,
-                arguments,
-                progress,
-                deployment="local",
-                guard=template._guard,
-                objects=self.objects,
-                metadata=self.metadata,
-                producer=template._producer,
-                backlog=template._backlog,
-                now_us=lambda: self.now_us,
-                sleep=self.sleep,
-                give_up_seconds=0.0,
-            )
+            scan = self.scan_with(scan_id, arguments, progress, producer, give_up_seconds=0.0)
             self.begun.append(scan)
             self.before_scan(scan)
             return scan
