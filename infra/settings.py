@@ -44,6 +44,9 @@ class CommonSettings(_Settings):
         "local", pattern=r"^[a-z0-9-]{1,32}$", description="Name of this deployment; part of every event's source."
     )
     buckets: Names = Field(("images",), description="Buckets that are followed, comma-separated.")
+    follow: Literal["seaweedfs", "notifications", "none"] = Field(
+        "seaweedfs", description="How changes are heard of: SeaweedFS's change log, or a store's notifications on their topic."
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least severe log line written.")
     log_format: Literal["json", "console"] = Field("json", description="JSON for machines, console for people.")
     cache_dir: Path = Field(default_factory=_cache_dir, description="Downloads and converted models, kept between deployments.")
@@ -114,7 +117,6 @@ class BridgeSettings(CommonSettings):
 
     bridge_host: str = Field("127.0.0.1", description="Address of health and metrics.")
     bridge_port: Port = Field(8081, description="Port of health and metrics.")
-    follow: Literal["seaweedfs", "none"] = Field("seaweedfs", description="Whose change log is followed.")
     seaweedfs_filer: str = Field("127.0.0.1:8888.18888", description="SeaweedFS filer, host:http-port.grpc-port.")
     seaweedfs_weed: str = Field("weed", description="Path of the weed program.")
     seaweedfs_config_dir: Path | None = Field(None, description="Folder of the filer's security.toml.")
