@@ -18,11 +18,11 @@ INSTALL_PROJECT := $(PIP) install --quiet --no-deps --no-build-isolation --edita
 RUNTIME := $(VENV)/installed-runtime
 DEVELOPMENT := $(VENV)/installed-development
 
-.PHONY: help run demo test chromium unit check bench lock install clean
+.PHONY: help run demo test chromium full-servers unit check bench lock install clean
 .DEFAULT_GOAL := help
 
 help:  ## List these commands
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 run: $(RUNTIME)  ## Install, start everything, put sample pictures; stays until Ctrl-C (PROFILE=embedded)
 	@exec $(BIN)/image-search up --profile $(PROFILE) --samples
@@ -30,7 +30,7 @@ run: $(RUNTIME)  ## Install, start everything, put sample pictures; stays until 
 demo: $(RUNTIME)  ## Start a stack of its own, search with an edited picture, print the hits, stop everything
 	@PROFILE=$(PROFILE) $(BIN)/python -m infra.local_stack.demo
 
-test: check chromium  ## Install what the tests need, run all checks and all tests
+test: check chromium full-servers  ## Install what the tests need, run all checks and all tests
 	$(BIN)/pytest
 
 # The page is tested in the system's Chromium, the one part of the tests that pip cannot bring.
@@ -39,6 +39,11 @@ chromium:
 		&& echo "installing Chromium for the tests of the page" \
 		&& apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium >/dev/null; } \
 		|| echo "Chromium is missing and only root may install it: the tests of the page are skipped (on CI they fail). apt install chromium"
+
+# MinIO is built from its source, MariaDB is the system's package: neither comes with pip.
+full-servers: $(DEVELOPMENT)  ## Build MinIO (4 minutes, once) and install MariaDB, for the tests of the full profile
+	@$(BIN)/python -m infra.local_stack.fetch \
+		|| echo "the tests of the full profile are skipped (on CI they fail)"
 
 unit: $(DEVELOPMENT)  ## Unit tests only: no servers, under a minute
 	$(BIN)/pytest tests/unit

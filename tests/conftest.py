@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn, Protocol, TypeVar
 
 import pytest
+from sqlalchemy import create_engine, make_url, text
 
 from infra.errors import ImageSearchError
 from infra.settings import CommonSettings, StackSettings
@@ -82,6 +83,34 @@ async def servers(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Ser
         await stack.stop()
 
 
+@pytest.fixture(scope="session")
+async def full_servers(servers: Servers, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Servers]:
+    """MinIO and MariaDB beside the Kafka and Milvus of `servers`; `stack` has these two: minio, mariadb.
+
+    MinIO's notifications come on the topic without a prefix.
+    """
+    from infra.local_stack import mariadb, minio, ports
+    from infra.local_stack import servers as local_servers
+    from infra.local_stack.folder import Credentials, StackFolder
+    from infra.local_stack.supervisor import Supervisor
+
+    if minio.find(servers.ports.cache_dir) is None or mariadb.find() is None:
+        unavailable("MinIO has to be built or MariaDB installed first: make full-servers")
+    folder = StackFolder(tmp_path_factory.mktemp("full-servers"), "full")
+    folder.make()
+    s3_port, mariadb_port = ports.find_free(2)
+    settings = servers.ports.model_copy(update={"s3_port": s3_port, "mariadb_port": mariadb_port})
+    credentials = Credentials.of(folder)
+    stack = Supervisor(folder.logs, folder.processes_file)
+    try:
+        await stack.start(await local_servers.prepare_own(folder, settings, credentials, print))
+        shared = {"milvus_token": servers.values["milvus_token"]}
+        values = {**local_servers.addresses(folder, settings, credentials), **shared}
+        yield Servers(CommonSettings.model_validate(values), stack, settings, values)
+    finally:
+        await stack.stop()
+
+
 def settings_on(servers: Servers, folder: Path) -> FreshSettings:
     numbers = itertools.count(1)
 
@@ -92,7 +121,7 @@ def settings_on(servers: Servers, folder: Path) -> FreshSettings:
             "kafka_topic_prefix": f"{name}.",
             "kafka_partitions": 2,
             "milvus_collection_prefix": f"{name}_",
-            "database_url": f"sqlite+aiosqlite:///{folder / name}.db",
+            "database_url": _fresh_database(servers, folder, name),
             "processor_data_dir": str(folder / f"{name}-worker"),
         }
         return kind.model_validate({**servers.values, **own, **changes})
@@ -100,9 +129,27 @@ def settings_on(servers: Servers, folder: Path) -> FreshSettings:
     return make
 
 
+def _fresh_database(servers: Servers, folder: Path, name: str) -> str:
+    """On SQLite a file, not made; on a server an empty database, because only its own administrators make one there."""
+    url = make_url(servers.values["database_url"])
+    if url.get_backend_name() == "sqlite":
+        return f"sqlite+aiosqlite:///{folder / name}.db"
+    engine = create_engine(url.set(drivername="mysql+pymysql"))
+    with engine.begin() as connection:
+        connection.execute(text(f"CREATE DATABASE {url.database}_{name}"))
+    engine.dispose()
+    return url.set(database=f"{url.database}_{name}").render_as_string(hide_password=False)
+
+
 @pytest.fixture
 def fresh_settings(servers: Servers, tmp_path: Path) -> FreshSettings:
     return settings_on(servers, tmp_path)
+
+
+@pytest.fixture
+def full_settings(full_servers: Servers, tmp_path: Path) -> FreshSettings:
+    """As `fresh_settings`, on MinIO and MariaDB."""
+    return settings_on(full_servers, tmp_path)
 
 
 @pytest.fixture(scope="module")

@@ -38,16 +38,24 @@ async def program_path(cache_dir: Path, logs: Path, say: Callable[[str], None]) 
 
     Raises ConfigurationError when there is no Go to build it with, ProgramFailed when the build fails.
     """
+    found = find(cache_dir)
+    if found is not None:
+        return found
+    go = find_go()
+    built = cache_dir / f"minio-{VERSION}"
+    async with _alone(cache_dir / "minio-build.lock", say):
+        if not built.exists():
+            await _build(go, cache_dir / "minio-build", built, logs, say)
+    return built
+
+
+def find(cache_dir: Path) -> Path | None:
+    """MinIO, if nothing has to be built for it."""
     on_path = shutil.which("minio")
+    built = cache_dir / f"minio-{VERSION}"
     if on_path is not None:
         return Path(on_path)
-    built = cache_dir / f"minio-{VERSION}"
-    if not built.exists():
-        go = find_go()
-        async with _alone(cache_dir / "minio-build.lock", say):
-            if not built.exists():
-                await _build(go, cache_dir / "minio-build", built, logs, say)
-    return built
+    return built if built.exists() else None
 
 
 def find_go() -> Path:

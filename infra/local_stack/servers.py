@@ -40,14 +40,13 @@ async def prepare(
 
     Raises DownloadFailed and ProgramFailed, and ConfigurationError for a server that must be installed first.
     """
-    own = _full if folder.profile == FULL else _embedded
     # A thread cannot be cancelled, and the program does not end before its threads: they are told.
     given_up = threading.Event()
     try:
         jars, binaries, programs = await asyncio.gather(
             asyncio.to_thread(kafka_jars.fetch, settings.cache_dir, say, given_up),
             asyncio.to_thread(milvus.unpack, settings.cache_dir, say, given_up),
-            own(folder, settings, credentials, say),
+            prepare_own(folder, settings, credentials, say),
         )
     finally:
         given_up.set()
@@ -60,9 +59,12 @@ async def prepare(
     ]
 
 
-async def _embedded(
+async def prepare_own(
     folder: StackFolder, settings: StackSettings, credentials: Credentials, say: Callable[[str], None]
 ) -> list[Program]:
+    """As `prepare`, for what this profile has and others have not: object store and database."""
+    if folder.profile == FULL:
+        return await _full(folder, settings, credentials, say)
     seaweedfs.prepare(folder.root, credentials)
     return [seaweedfs.program(folder.root, settings, credentials)]
 

@@ -1,6 +1,7 @@
 """One suite over the metadata store and its twin.
 
-SQLite needs no server, so it always runs. IMAGE_SEARCH_TEST_DATABASE_URL adds a database on a server: it is emptied first.
+SQLite needs no server, so it always runs; MariaDB is that of the full profile. IMAGE_SEARCH_TEST_DATABASE_URL adds a database
+on any other server, MySQL for one: it is emptied first.
 """
 
 from __future__ import annotations
@@ -25,9 +26,10 @@ from infra.settings import CommonSettings
 from schemas.events import Cause, Outcome, OutcomeType, ReasonCode, outcome_event
 from schemas.identity import ContentHash, ModelFingerprint, ObjectRef, content_hash_of
 from schemas.tables import JobState, ModelState, RowState, metadata
+from tests.conftest import FreshSettings
 
 SERVER_URL = os.environ.get("IMAGE_SEARCH_TEST_DATABASE_URL")
-KINDS = ["memory", "sqlite", *(["server"] if SERVER_URL else [])]
+KINDS = ["memory", "sqlite", "mariadb", *(["server"] if SERVER_URL else [])]
 MODEL = ModelFingerprint("a" * 64)
 OTHER_MODEL = ModelFingerprint("b" * 64)
 BYTES = content_hash_of(b"picture")
@@ -71,6 +73,9 @@ async def stores(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterato
         assert SERVER_URL is not None
         url = SERVER_URL
         await _empty(url)
+    if request.param == "mariadb":
+        full_settings: FreshSettings = request.getfixturevalue("full_settings")
+        url = full_settings(CommonSettings).database_url.get_secret_value()
     await upgrade_schema(CommonSettings.model_validate({"database_url": url}))
     opened: list[MetadataStore] = []
 

@@ -1,4 +1,4 @@
-"""One suite over the S3 store (a real SeaweedFS) and its twin."""
+"""One suite over the S3 store (a real SeaweedFS, a real MinIO) and its twin."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from infra.object_store.memory import MemoryObjectStore
 from infra.settings import CommonSettings
 from schemas.events import ReasonCode
 from schemas.identity import ObjectRef
-from tests.conftest import FreshSettings
+from tests.conftest import FreshSettings, Servers
 
 LIMIT = 1 << 20
 LONG_KEY = "/".join(["k" * 204] * 5)
@@ -56,13 +56,20 @@ async def memory_store() -> AsyncIterator[ObjectStore]:
 
 
 @pytest.fixture
-async def s3_store(fresh_settings: FreshSettings) -> AsyncIterator[ObjectStore]:
+async def seaweedfs_store(fresh_settings: FreshSettings) -> AsyncIterator[ObjectStore]:
     store = await object_store.connect(fresh_settings(CommonSettings))
     yield store
     await store.close()
 
 
-@pytest.fixture(params=["memory", "s3"])
+@pytest.fixture
+async def minio_store(full_servers: Servers) -> AsyncIterator[ObjectStore]:
+    store = await object_store.connect(full_servers.settings)
+    yield store
+    await store.close()
+
+
+@pytest.fixture(params=["memory", "seaweedfs", "minio"])
 def store(request: pytest.FixtureRequest) -> ObjectStore:
     found: ObjectStore = request.getfixturevalue(f"{request.param}_store")
     return found

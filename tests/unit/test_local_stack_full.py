@@ -160,6 +160,7 @@ def go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Go:
         (made.folder / name).symlink_to(shutil.which(name) or name)
     made.comes_with("go").write_text(GO.format(calls=made.folder / "calls", broken=made.folder / "broken"))
     monkeypatch.setenv("PATH", str(made.folder))
+    monkeypatch.setattr(minio, "LOCK_PAUSE_SECONDS", 0.01)
     return made
 
 
