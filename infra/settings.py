@@ -8,6 +8,7 @@ docs/configuration.md and .env.example are generated from these classes, and a t
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
@@ -46,6 +47,9 @@ class CommonSettings(_Settings):
     buckets: Names = Field(("images",), description="Buckets that are followed, comma-separated.")
     follow: Literal["seaweedfs", "notifications", "none"] = Field(
         "seaweedfs", description="How changes are heard of: SeaweedFS's change log, or a store's notifications on their topic."
+    )
+    notification_arns: Names = Field(
+        (), description="Targets that the buckets' notification rules shall name, comma-separated; none: rules are left alone."
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least severe log line written.")
     log_format: Literal["json", "console"] = Field("json", description="JSON for machines, console for people.")
@@ -86,12 +90,16 @@ class CommonSettings(_Settings):
     @model_validator(mode="before")
     @classmethod
     def _comma_separated(cls, values: dict[str, object]) -> dict[str, object]:
-        return {name: _split(value) if name in ("buckets", "kafka_bootstrap") else value for name, value in values.items()}
+        names = ("buckets", "kafka_bootstrap", "notification_arns")
+        return {name: _split(value) if name in names else value for name, value in values.items()}
 
     @model_validator(mode="after")
     def _some_bucket(self) -> Self:
         if not self.buckets or not self.kafka_bootstrap:
             raise ValueError("buckets and kafka_bootstrap each need at least one entry")
+        # Only these stores' rules can be read, kept and written without loss.
+        if not all(re.fullmatch(r"arn:(minio|rustfs):sqs:[^:]*:[^:]+:[a-z]+", arn) for arn in self.notification_arns):
+            raise ValueError("notification_arns are of the form arn:minio:sqs::NAME:kafka (or rustfs)")
         return self
 
 

@@ -1,4 +1,4 @@
-"""`image-search bridge`, `scan` and `put`."""
+"""`image-search bridge`, `scan`, `put` and `provision`."""
 
 from __future__ import annotations
 
@@ -169,4 +169,16 @@ def _state_dir(context: click.Context) -> Path:
     return state_dir
 
 
-commands: list[click.Command] = [bridge, scan, put]
+# -- provision -----------------------------------------------------------------------------------------------------------
+@click.command()
+@click.option("--dry-run", is_flag=True, help="Change nothing; show how notification rules would change.")
+@click.pass_context
+def provision(context: click.Context, dry_run: bool) -> None:
+    """Make topics and buckets that are missing, and set the buckets' notification rules. Rules of others are kept."""
+    from ingest_bridge import provision as steps
+
+    settings = load(CommonSettings, state_dir=_state_dir(context))
+    asyncio.run(steps.provision(settings, click.echo, dry_run=dry_run))
+
+
+commands: list[click.Command] = [bridge, scan, put, provision]

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from infra.object_store.interface import ObjectStat, ObjectStore, ObjectStream, StoredObject
+from infra.object_store.interface import NotificationRule, ObjectStat, ObjectStore, ObjectStream, StoredObject
 from infra.object_store.s3 import S3ObjectStore
 from infra.settings import CommonSettings
 
-__all__ = ["ObjectStat", "ObjectStore", "ObjectStream", "StoredObject", "connect"]
+__all__ = ["NotificationRule", "ObjectStat", "ObjectStore", "ObjectStream", "StoredObject", "connect"]
 
 
 async def connect(settings: CommonSettings) -> ObjectStore:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from schemas.identity import ObjectRef
@@ -36,6 +36,21 @@ class StoredObject:
 
     stat: ObjectStat
     data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class NotificationRule:
+    """Which events of a bucket's objects its store announces to a target. `target` is an ARN that the store gave it."""
+
+    target: str
+    events: frozenset[str]
+    rule_id: str = ""
+    prefix: str = ""
+    suffix: str = ""
+
+    def says_the_same(self, other: NotificationRule) -> bool:
+        """Whatever it is called."""
+        return replace(self, rule_id="") == replace(other, rule_id="")
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,5 +95,11 @@ class ObjectStore(Protocol):
         """Returns when the store answers for this bucket."""
 
     async def ensure_bucket(self, bucket: str) -> None: ...
+
+    async def notification_rules(self, bucket: str) -> list[NotificationRule]:
+        """Raises StoreRefused also for a bucket with rules of a kind that cannot be told here, and would be lost by setting."""
+
+    async def set_notification_rules(self, bucket: str, rules: Sequence[NotificationRule]) -> None:
+        """These take the place of all that were there: a store knows no adding. Raises StoreRefused for an unknown target."""
 
     async def close(self) -> None: ...

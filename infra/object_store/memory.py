@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Collection, Sequence
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import replace
 from enum import StrEnum
 
 from infra.errors import ImageRejected, ObjectGone, StoreRefused
-from infra.object_store.interface import ObjectStat, ObjectStream, StoredObject
+from infra.object_store.interface import NotificationRule, ObjectStat, ObjectStream, StoredObject
 from infra.object_store.names import check_bucket_name, check_place
 from schemas.events import ReasonCode
 from schemas.identity import ObjectRef
@@ -29,6 +29,8 @@ class Operation(StrEnum):
     LIST = "list"
     CHECK = "check"
     ENSURE_BUCKET = "ensure_bucket"
+    RULES = "rules"
+    SET_RULES = "set_rules"
 
 
 FaultHook = Callable[[Operation, str, str | None], Awaitable[None]]
@@ -47,13 +49,24 @@ def _now_us() -> int:
 
 
 class MemoryObjectStore:
-    """See ObjectStore. Put times are whole seconds, as those of the real one. `before_call` may be set at any time."""
+    """See ObjectStore. Put times are whole seconds, as those of the real one. `before_call` may be set at any time.
 
-    def __init__(self, *buckets: str, now_us: Callable[[], int] = _now_us, page_size: int = PAGE_SIZE) -> None:
+    `targets` are the ARNs that its notification rules may name. It announces nothing.
+    """
+
+    def __init__(
+        self,
+        *buckets: str,
+        now_us: Callable[[], int] = _now_us,
+        page_size: int = PAGE_SIZE,
+        targets: Collection[str] = (),
+    ) -> None:
         self.before_call: FaultHook = _no_fault
         self._now_us = now_us
         self._page_size = page_size
+        self._targets = frozenset(targets)
         self._buckets: dict[str, dict[str, StoredObject]] = {bucket: {} for bucket in buckets}
+        self._rules: dict[str, tuple[NotificationRule, ...]] = {}
 
     async def read(self, ref: ObjectRef, *, max_bytes: int) -> StoredObject:
         await self._called(Operation.READ, ref)
@@ -105,6 +118,20 @@ class MemoryObjectStore:
         check_bucket_name(bucket)
         await self.before_call(Operation.ENSURE_BUCKET, bucket, None)
         self._buckets.setdefault(bucket, {})
+
+    async def notification_rules(self, bucket: str) -> list[NotificationRule]:
+        check_bucket_name(bucket)
+        await self.before_call(Operation.RULES, bucket, None)
+        self._bucket(bucket)
+        return list(self._rules.get(bucket, ()))
+
+    async def set_notification_rules(self, bucket: str, rules: Sequence[NotificationRule]) -> None:
+        check_bucket_name(bucket)
+        await self.before_call(Operation.SET_RULES, bucket, None)
+        self._bucket(bucket)
+        if not {rule.target for rule in rules} <= self._targets:
+            raise StoreRefused(ReasonCode.OBJECT_UNREADABLE, "the object store refuses the request (InvalidArgument)")
+        self._rules[bucket] = tuple(rules)
 
     async def close(self) -> None:
         return None

@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import io
 import re
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from datetime import datetime
 from email.utils import parsedate_to_datetime
@@ -26,8 +26,9 @@ from miniopy_async.error import MinioException, S3Error, ServerError
 from multidict import CIMultiDict
 
 from infra.errors import ImageRejected, ImageSearchError, ObjectGone, StoreRefused, StoreUnavailable
-from infra.object_store.interface import ObjectStat, ObjectStream, StoredObject
+from infra.object_store.interface import NotificationRule, ObjectStat, ObjectStream, StoredObject
 from infra.object_store.names import check_bucket_name, check_place
+from infra.object_store.rules import config_of, rules_of
 from infra.settings import CommonSettings
 from schemas.events import ReasonCode
 from schemas.identity import ObjectRef
@@ -156,6 +157,16 @@ class S3ObjectStore:
                     raise
         # Somebody else was quicker: usable only if it answers us.
         await self.check(bucket)
+
+    async def notification_rules(self, bucket: str) -> list[NotificationRule]:
+        check_bucket_name(bucket)
+        async with self._bounded():
+            return rules_of(bucket, await self._client.get_bucket_notification(bucket))
+
+    async def set_notification_rules(self, bucket: str, rules: Sequence[NotificationRule]) -> None:
+        check_bucket_name(bucket)
+        async with self._bounded():
+            await self._client.set_bucket_notification(bucket, config_of(rules))
 
     async def close(self) -> None:
         await self._session.close()
