@@ -91,7 +91,11 @@ def make_app(settings: ProcessorSettings, batcher: Batcher) -> faust.App:
         if app.crash_reason is None and batcher.crash_reason is None:
             await asyncio.wait_for(app.consumer.commit(), COMMIT_SECONDS)
 
+    async def drop(_sender: Any, /, *_arguments: Any, **_more: Any) -> None:  # noqa: ANN401
+        batcher.drop()
+
     app.on_before_shutdown.connect(finish, weak=False)
+    app.on_partitions_revoked.connect(drop, weak=False)
     return app
 
 

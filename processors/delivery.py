@@ -2,6 +2,9 @@
 
 Faust commits past a gap of a single unacknowledged offset, so acknowledgements must come in the order of offsets: a batch is
 acknowledged only after every batch before it, and all of a batch or nothing of it.
+
+A rebalance takes all partitions away and gives some back, each read again from what was committed. So what is in hand then is
+delivered again, here or elsewhere: it is dropped, and never acknowledged.
 """
 
 from __future__ import annotations
@@ -15,7 +18,7 @@ import structlog
 from mode import Service
 
 from infra.metrics import EVENTS_IN_HAND
-from processors.work import Delivery
+from processors.work import Delivery, IsOurs, PartitionsRevoked
 
 log = structlog.get_logger(__name__)
 
@@ -60,8 +63,17 @@ def delivery_of(event: StreamEvent) -> Delivery:
     )
 
 
+@dataclass(frozen=True, slots=True)
+class _Queued:
+    """An event and the rebalance since which its partition was ours."""
+
+    event: StreamEvent
+    assignment: int
+
+
 @dataclass(slots=True, eq=False)
 class _Batch:
+    assignment: int
     events: list[StreamEvent]
     deliveries: list[Delivery]
     done: asyncio.Event = field(default_factory=asyncio.Event)
@@ -72,7 +84,7 @@ class Batcher(Service):
 
     def __init__(
         self,
-        process: Callable[[Sequence[Delivery]], Awaitable[None]],
+        process: Callable[[Sequence[Delivery], IsOurs], Awaitable[None]],
         *,
         batch_size: int,
         batches_in_flight: int,
@@ -81,8 +93,9 @@ class Batcher(Service):
     ) -> None:
         super().__init__()
         self._process, self._batch_size, self._limit = process, batch_size, batches_in_flight
-        self._queue: asyncio.Queue[StreamEvent] = asyncio.Queue(queue_events)
-        self._held: StreamEvent | None = None
+        self._queue: asyncio.Queue[_Queued] = asyncio.Queue(queue_events)
+        self._held: _Queued | None = None
+        self._assignment = 0
         self._in_flight: list[_Batch] = []
         self._after_ack = after_ack
         self._workers: set[asyncio.Task[None]] = set()
@@ -94,7 +107,11 @@ class Batcher(Service):
 
     async def put(self, event: StreamEvent) -> None:
         """Waits while the queue is full: that is what keeps the consumer from running ahead."""
-        await self._queue.put(event)
+        await self._queue.put(_Queued(event, self._assignment))
+
+    def drop(self) -> None:
+        """The partitions are taken away: forget what waits, and let batches that wrote nothing yet end at their next step."""
+        self._assignment += 1
 
     @Service.task
     async def _feed(self) -> None:
@@ -102,11 +119,13 @@ class Batcher(Service):
             first = self._held or await self._queue.get()
             self._held = first
             # Room first, batch second: while it waits for room the batch grows, and nothing waits for a timer.
-            await self._room(first)
+            await self._room(first.event)
             if self._stopping():
                 return
             self._held = None
-            batch = self._form(first)
+            if not self._is_ours(first.assignment):
+                continue
+            batch = self._form(first.event)
             previous = self._in_flight[-1] if self._in_flight else None
             self._in_flight.append(batch)
             worker = asyncio.create_task(self._work(batch, previous))
@@ -131,27 +150,31 @@ class Batcher(Service):
         key = event.message.key or b""
         return any(delivery.key == key for delivery in batch.deliveries)
 
+    def _is_ours(self, assignment: int) -> bool:
+        return assignment == self._assignment
+
     def _form(self, first: StreamEvent) -> _Batch:
         events = [first]
         in_flight = {delivery.key for batch in self._in_flight for delivery in batch.deliveries}
         while len(events) < self._batch_size and not self._queue.empty():
-            event = self._queue.get_nowait()
-            if (event.message.key or b"") in in_flight:
-                self._held = event  # it opens the next batch, so that offsets stay in order
+            queued = self._queue.get_nowait()
+            if not self._is_ours(queued.assignment):
+                continue
+            if (queued.event.message.key or b"") in in_flight:
+                self._held = queued  # it opens the next batch, so that offsets stay in order
                 break
-            events.append(event)
-        return _Batch(events, [delivery_of(event) for event in events])
+            events.append(queued.event)
+        return _Batch(self._assignment, events, [delivery_of(event) for event in events])
 
     async def _work(self, batch: _Batch, previous: _Batch | None) -> None:
         EVENTS_IN_HAND.set(self.in_hand)
         try:
-            await self._process(batch.deliveries)
+            await self._process(batch.deliveries, lambda: self._is_ours(batch.assignment))
             if previous is not None:
                 await previous.done.wait()
-            for event in batch.events:
-                event.ack()
-            if self._after_ack is not None:
-                await self._after_ack()
+            await self._acknowledge(batch)
+        except PartitionsRevoked:
+            log.info("batch dropped: its partitions were taken away", events=len(batch.events))
         except Exception as error:
             # `done` stays unset: a later batch must not be acknowledged over this one.
             await self.crash(error)
@@ -159,6 +182,14 @@ class Batcher(Service):
         self._in_flight.remove(batch)
         batch.done.set()
         EVENTS_IN_HAND.set(self.in_hand)
+
+    async def _acknowledge(self, batch: _Batch) -> None:
+        if not self._is_ours(batch.assignment):
+            return
+        for event in batch.events:
+            event.ack()
+        if self._after_ack is not None:
+            await self._after_ack()
 
     async def on_stop(self) -> None:
         """Finish and acknowledge what is in flight; leave the queue to whoever gets the partitions next."""

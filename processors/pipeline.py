@@ -39,6 +39,8 @@ from processors.work import (
     Failure,
     Finding,
     Gone,
+    IsOurs,
+    PartitionsRevoked,
     Picture,
     Planned,
     Seen,
@@ -64,6 +66,10 @@ async def _go_on(_step: int) -> None:
     return None
 
 
+def _for_ever() -> bool:
+    return True
+
+
 class Pipeline:
     """Works a batch until nothing of it is left. Never raises for one object; a store that is down makes it wait."""
 
@@ -86,20 +92,24 @@ class Pipeline:
         self._publisher, self._rows, self._batch_bytes = publisher, rows, batch_bytes
         self._progress, self._after_step = progress, after_step
 
-    async def process(self, deliveries: Sequence[Delivery]) -> None:
-        """Returns when every delivery may be acknowledged."""
+    async def process(self, deliveries: Sequence[Delivery], is_ours: IsOurs = _for_ever) -> None:
+        """Returns when every delivery may be acknowledged.
+
+        Raises PartitionsRevoked between steps, up to the first write, when they are not ours any more. From there on the
+        batch goes on to its end: the fence makes a late write harmless, and half a write would only be mended later.
+        """
         BATCH_EVENTS.observe(len(deliveries))
         works = await self._parse(deliveries)
         with self._timed(2, "collapse"):
             works = collapse(works)
         await self._done(2)
         for group in _by_bytes(works, self._batch_bytes):
-            await self._process_or_isolate(group)
+            await self._process_or_isolate(group, is_ours)
 
-    async def _process_or_isolate(self, works: Sequence[Work]) -> None:
+    async def _process_or_isolate(self, works: Sequence[Work], is_ours: IsOurs) -> None:
         """One object that meets a bug of ours must not stop the others: it is worked on alone, then put aside."""
         try:
-            await self._until_settled(works)
+            await self._until_settled(works, is_ours)
         except ImageSearchError:
             raise
         except Exception:
@@ -110,7 +120,8 @@ class Pipeline:
     async def _alone(self, work: Work) -> None:
         for attempt in range(1, INTERNAL_ATTEMPTS + 1):
             try:
-                return await self._until_settled([work.again()])
+                # It may have written before it met the bug, so it goes on whoever the object belongs to by now.
+                return await self._until_settled([work.again()], _for_ever)
             except ImageSearchError:
                 raise
             except Exception:
@@ -129,18 +140,22 @@ class Pipeline:
             log.exception("object cannot even be recorded as failed", object=str(work.ref))
             await self._publisher.put_aside([dead_letter(work.delivery, failure.reason, failure.message)])
 
-    async def _until_settled(self, works: Sequence[Work]) -> None:
+    async def _until_settled(self, works: Sequence[Work], is_ours: IsOurs) -> None:
+        works = await self._round(works, is_ours)
         while works:
-            works = await self._round(works)
+            # They lost against another writer after a write of their own, which must be put right whoever they belong to.
+            works = await self._round(works, _for_ever)
 
-    async def _round(self, works: Sequence[Work]) -> list[Work]:
+    async def _round(self, works: Sequence[Work], is_ours: IsOurs) -> list[Work]:
         """Steps 3 to 10. Returns the objects that another writer moved on meanwhile: to be worked on again."""
         started = time.time()
+        _require(is_ours)
         with self._timed(3, "look up"):
             seen = await self._look_up(works)
             moved_on = await self._settle(works, seen)
             todo = [work for work in works if work.object_id not in moved_on and not self._is_known(work, seen)]
         await self._done(3)
+        _require(is_ours)
         if not todo:
             return [work.again() for work in works if work.object_id in moved_on]
 
@@ -150,7 +165,9 @@ class Pipeline:
             reads = await self._reader.read_all(todo)
             timings = {"queued": queued_ms, "read": 1000 * (time.perf_counter() - read_started) / len(todo)}
         await self._done(4)
+        _require(is_ours)
         findings = await self._find(todo, reads)
+        _require(is_ours)
         found = [(work, seen[work.object_id], finding) for work, finding in zip(todo, findings, strict=True)]
         moved_on |= await self._write_and_tell(found, timings)
         return [work.again() for work in works if work.object_id in moved_on]
@@ -310,6 +327,11 @@ class Pipeline:
         started = time.perf_counter()
         yield
         STEP_SECONDS.labels(f"{step} {name}").observe(time.perf_counter() - started)
+
+
+def _require(is_ours: IsOurs) -> None:
+    if not is_ours():
+        raise PartitionsRevoked("the partitions of this batch were taken away")
 
 
 def _finding_of(state: RowState, reason: ReasonCode | None, message: str | None) -> Finding:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 
 from pydantic import ValidationError
 
-from infra.errors import InvalidEvent
+from infra.errors import ImageSearchError, InvalidEvent
 from infra.metadata_store.interface import ImageRow, RowWrite
 from infra.object_store.interface import ObjectStat
 from schemas.events import OBJECT_CHANGED, Cause, ObjectChange, ObjectEvent, ReasonCode
@@ -16,6 +16,13 @@ from schemas.identity import ContentHash, ModelFingerprint, ObjectId, ObjectRef
 from schemas.vectors import Vector
 
 MICROSECONDS = 1_000_000
+
+IsOurs = Callable[[], bool]
+"""Whether the partitions of a batch are still this worker's."""
+
+
+class PartitionsRevoked(ImageSearchError):
+    """A batch was dropped before it wrote anything: its events are delivered again, here or to another worker."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from processors.delivery import Batcher
-from processors.work import Delivery
+from processors.work import Delivery, IsOurs, PartitionsRevoked
 
 
 @dataclass(frozen=True)
@@ -38,15 +38,18 @@ class FakeEvent:
 class Work:
     """Stands for the pipeline: each batch ends when the test says so."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, drops: bool = True) -> None:
+        self.drops = drops
         self.batches: list[list[int]] = []
         self.gates: list[asyncio.Event] = []
 
-    async def process(self, deliveries: Sequence[Delivery]) -> None:
+    async def process(self, deliveries: Sequence[Delivery], is_ours: IsOurs) -> None:
         self.batches.append([delivery.offset for delivery in deliveries])
         gate = asyncio.Event()
         self.gates.append(gate)
         await gate.wait()
+        if self.drops and not is_ours():
+            raise PartitionsRevoked("test")
 
 
 async def settle() -> None:
@@ -120,11 +123,44 @@ async def test_a_stop_finishes_what_is_in_flight_and_leaves_the_queue() -> None:
     assert work.batches == [[0, 1, 2]]
 
 
+@pytest.mark.parametrize("drops", [True, False], ids=["before it wrote", "after it wrote"])
+async def test_what_is_in_hand_at_a_rebalance_is_never_acknowledged_and_comes_again(drops: bool) -> None:
+    work = Work(drops=drops)
+    batcher, acked = await fed(work, "abcdef", in_flight=1)
+    batcher.drop()
+    for offset, key in enumerate("abcdef"):
+        await batcher.put(FakeEvent(FakeMessage(offset, key.encode()), acked))
+    work.gates[0].set()
+    await settle()
+    assert acked == []
+    assert work.batches == [[0, 1, 2], [0, 1, 2]]
+    await finish(batcher, work)
+    assert acked == [0, 1, 2, 3, 4, 5]
+
+
+async def test_an_event_that_waited_for_room_in_the_queue_during_a_rebalance_is_dropped_too() -> None:
+    work = Work()
+    batcher = Batcher(work.process, batch_size=1, batches_in_flight=1, queue_events=1)
+    acked: list[int] = []
+    await batcher.put(FakeEvent(FakeMessage(0, b"a"), acked))
+    late = asyncio.create_task(batcher.put(FakeEvent(FakeMessage(1, b"b"), acked)))
+    await settle()
+    batcher.drop()
+    await batcher.start()
+    await settle()
+    assert late.done()
+    await batcher.put(FakeEvent(FakeMessage(0, b"a"), acked))
+    await settle()
+    assert work.batches == [[0]]
+    await finish(batcher, work)
+    assert acked == [0]
+
+
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 async def test_a_batch_that_fails_ends_the_service_and_nothing_behind_it_is_acknowledged() -> None:
     fail = asyncio.Event()
 
-    async def process(deliveries: Sequence[Delivery]) -> None:
+    async def process(deliveries: Sequence[Delivery], _is_ours: IsOurs) -> None:
         if deliveries[0].offset == 0:
             await fail.wait()
             raise RuntimeError("bug")

@@ -12,11 +12,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from infra.verify import verify_stores
-from processors.work import Delivery
+from processors.work import Delivery, PartitionsRevoked
 from schemas.events import OutcomeType
 from schemas.identity import ObjectRef, content_hash_of
 from schemas.tables import RowState
-from tests.unit.world import BROKEN, BUCKET, World
+from tests.unit.world import BROKEN, BUCKET, COLLECTION, World
 
 STEPS = range(1, 11)
 
@@ -82,6 +82,27 @@ async def test_a_crash_after_a_step_loses_and_doubles_nothing(step: int) -> None
         for letter in await world.dead_letters()
     }
     assert len(identities) == 2
+
+
+@pytest.mark.parametrize("step", range(1, 11))
+async def test_a_batch_whose_partitions_are_taken_away_is_dropped_whole_or_written_whole(step: int) -> None:
+    world = await World().start()
+    batch = [await world.put("a.jpg", b"one"), await world.put("b.jpg", b"two")]
+    reached: list[int] = []
+
+    async def note(number: int) -> None:
+        reached.append(number)
+
+    pipeline = world.pipeline(note)
+    if step < 8:
+        with pytest.raises(PartitionsRevoked):
+            await pipeline.process(batch, lambda: step not in reached)
+        assert await world.vectors.count(COLLECTION) == 0
+        assert await world.row("a.jpg") is None
+        await world.pipeline().process(batch)
+    else:
+        await pipeline.process(batch, lambda: step not in reached)
+    await assert_equal_to_bucket(world)
 
 
 async def test_an_outcome_owed_since_a_crash_is_paid_before_the_object_changes_again() -> None:
