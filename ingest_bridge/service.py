@@ -29,7 +29,6 @@ from ingest_bridge.follower import Follower
 from ingest_bridge.meta_tail import MetaTail, TailTarget, find_weed
 from ingest_bridge.notifications.seaweedfs import BUCKETS_DIR
 from ingest_bridge.relay import Relay
-from ingest_bridge.relay import Relay
 from ingest_bridge.scan import Scan
 from ingest_bridge.scan_events import ScanEvents
 from ingest_bridge.scan_jobs import RETRY_SECONDS, ScanSchedule, ScanWorker
@@ -118,16 +117,6 @@ async def _parts(settings: BridgeSettings) -> AsyncIterator[dict[str, Part]]:
             following = follower(settings, metadata, await _producer(stack, broker), schedule)
             checks["change_log"] = following.check
             parts["follower"] = following.run
-        elif settings.follow == "notifications":
-            relay = Relay(
-                deployment=settings.deployment,
-                buckets=settings.buckets,
-                broker=broker,
-                producer=await _producer(stack, broker),
-                on_gap=schedule.want_all,
-            )
-            checks["notifications"] = relay.check
-            parts["relay"] = relay.run
         elif settings.follow == "notifications":
             relay = Relay(
                 deployment=settings.deployment,
