@@ -32,6 +32,8 @@ async def deployment(module_settings: FreshSettings, tmp_path_factory: pytest.Te
     )
     async with deployed(settings, tmp_path_factory.mktemp("worker")) as made:
         made.worker()
+        await made.send([await made.put("first.jpg", picture(1))])
+        await made.settle()
         yield made
         assert await made.workers[-1].stop() == 0
 
@@ -73,15 +75,17 @@ async def test_objects_away(deployment: Deployment, servers: Servers) -> None:
     await assert_all_indexed(deployment, "objects")
 
 
-async def test_broker_killed(deployment: Deployment, servers: Servers) -> None:
+async def test_broker_killed_three_times(deployment: Deployment, servers: Servers) -> None:
     events = [await deployment.put(f"broker/{number:03}.jpg", picture(3000 + number)) for number in range(PICTURES)]
-    await deployment.send(events[: PICTURES // 2])
-    before = servers.stack.running("kafka").pid
-    servers.stack.kill("kafka")
-    await servers.stack.wait_ready("kafka")
-    assert servers.stack.running("kafka").pid != before
-    await deployment.send(events[PICTURES // 2 :])
+    for part in range(3):
+        await deployment.send(events[part::4])
+        before = servers.stack.running("kafka").pid
+        servers.stack.kill("kafka")
+        await servers.stack.wait_ready("kafka")
+        assert servers.stack.running("kafka").pid != before
+    await deployment.send(events[3::4])
     await deployment.settle()
+    assert deployment.workers[-1].process.poll() is None
     await assert_all_indexed(deployment, "broker")
 
 
