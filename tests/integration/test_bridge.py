@@ -10,12 +10,9 @@ import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
 
-import boto3
 import psutil
 import pytest
-from botocore.config import Config
 from click.testing import CliRunner, Result
 
 from infra import kafka, metadata_store
@@ -30,6 +27,7 @@ from schemas.events import Cause, ObjectEvent
 from schemas.tables import JobState, log_cursor_name
 from schemas.topics import OBJECTS, Topic
 from tests.conftest import FreshSettings, Servers
+from tests.s3_client import Bucket
 
 PATIENCE_SECONDS = 40.0
 LONG_KEY = "/".join(["k" * 200] * 5) + "/" + "j" * 19
@@ -46,42 +44,6 @@ ODD_KEYS = (
     "line\u2028separator",
     LONG_KEY,
 )
-
-
-class Bucket:
-    """A bucket as a stranger's S3 client sees it; blocking calls run beside the event loop."""
-
-    def __init__(self, settings: BridgeSettings) -> None:
-        self.name = settings.buckets[0]
-        self._client: Any = boto3.client(
-            "s3",
-            endpoint_url=settings.s3_endpoint,
-            aws_access_key_id=settings.s3_access_key,
-            aws_secret_access_key=settings.s3_secret_key.get_secret_value(),
-            region_name=settings.s3_region,
-            config=Config(s3={"addressing_style": "path"}, retries={"total_max_attempts": 1}),
-        )
-
-    async def do(self, operation: str, key: str, **arguments: object) -> Any:  # noqa: ANN401 - whatever boto3 answers
-        return await asyncio.to_thread(getattr(self._client, operation), Bucket=self.name, Key=key, **arguments)
-
-    async def put(self, key: str, data: bytes = b"picture") -> None:
-        await self.do("put_object", key, Body=data)
-
-    async def copy(self, source: str, key: str) -> None:
-        await self.do("copy_object", key, CopySource={"Bucket": self.name, "Key": source})
-
-    async def put_in_parts(self, key: str, *parts: bytes) -> None:
-        upload = (await self.do("create_multipart_upload", key))["UploadId"]
-        done = []
-        for number, part in enumerate(parts, 1):
-            answer = await self.do("upload_part", key, UploadId=upload, PartNumber=number, Body=part)
-            done.append({"PartNumber": number, "ETag": answer["ETag"]})
-        await self.do("complete_multipart_upload", key, UploadId=upload, MultipartUpload={"Parts": done})
-
-    async def head(self, key: str) -> tuple[str, float]:
-        answer = await self.do("head_object", key)
-        return answer["ETag"].strip('"'), answer["LastModified"].timestamp()
 
 
 class Deployment:
