@@ -24,7 +24,7 @@ DEVELOPMENT := $(VENV)/installed-development
 help:  ## List these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-run: $(RUNTIME)  ## Install, start everything, put sample pictures; stays until Ctrl-C (PROFILE=embedded)
+run: $(RUNTIME)  ## Install, start everything, put sample pictures; stays until Ctrl-C (PROFILE=embedded or full)
 	@exec $(BIN)/image-search up --profile $(PROFILE) --samples
 
 demo: $(RUNTIME)  ## Start a stack of its own, search with an edited picture, print the hits, stop everything

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 COMMANDS = "image_search.commands"
 UPGRADE_STEPS = "image_search.upgrade_steps"
-PROFILES = ("embedded",)
+PROFILES = ("embedded", "full")
 
 EXIT_FAILED = 1
 EXIT_CONFIGURATION = 2
@@ -53,7 +53,7 @@ def cli(ctx: click.Context, state_dir: Path) -> None:
 
 
 _profile_option = click.option(
-    "--profile", type=click.Choice(PROFILES), default=None, help="Default: the last one, or embedded."
+    "--profile", type=click.Choice(PROFILES), default=None, help="Which servers. Default: the last one, or embedded."
 )
 
 
