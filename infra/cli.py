@@ -61,17 +61,20 @@ _profile_option = click.option(
 @_profile_option
 @click.option("--detach", is_flag=True, help="Return when everything is ready; end it with `down`.")
 @click.option("--samples", is_flag=True, help="Put the sample pictures into the bucket when it is empty.")
+@click.option("--workers", type=click.IntRange(1, 32), help="Worker processes that share the work. Default: as before, or 1.")
 @click.option("--ready-fd", type=int, hidden=True, help="Descriptor that is told when everything is ready.")
 @click.pass_context
-def up(ctx: click.Context, *, profile: str | None, detach: bool, samples: bool, ready_fd: int | None) -> None:
+def up(
+    ctx: click.Context, *, profile: str | None, detach: bool, samples: bool, workers: int | None, ready_fd: int | None
+) -> None:
     """Start servers and services on this machine, and stay until Ctrl-C."""
     from infra.local_stack import foreground
 
     folder = _folder(ctx, profile)
     if detach:
-        foreground.detach(folder, samples=samples)
+        foreground.detach(folder, samples=samples, workers=workers)
     else:
-        foreground.stay(folder, samples=samples, ready_fd=ready_fd)
+        foreground.stay(folder, samples=samples, workers=workers, ready_fd=ready_fd)
 
 
 @cli.command()

@@ -21,7 +21,8 @@ ENV_PREFIX = "IMAGE_SEARCH_"
 DEFAULT_STATE_DIR = Path(".image-search")
 STACK_FILE_NAME = "stack.env"
 
-Port = Annotated[int, Field(ge=1, le=65535)]
+LAST_PORT = 65535
+Port = Annotated[int, Field(ge=1, le=LAST_PORT)]
 Names = Annotated[tuple[str, ...], NoDecode]
 """A tuple that is written as one comma-separated value."""
 
@@ -123,8 +124,15 @@ class ModelSettings(_Settings):
 class BridgeSettings(CommonSettings):
     """ingest_bridge: notifications in, object events out."""
 
-    bridge_host: str = Field("127.0.0.1", description="Address of health and metrics.")
-    bridge_port: Port = Field(8081, description="Port of health and metrics.")
+    bridge_host: str = Field("127.0.0.1", description="Address of health, metrics and webhook.")
+    bridge_port: Port = Field(8081, description="Port of health, metrics and webhook.")
+    bridge_webhook_secret: SecretStr = Field(
+        SecretStr(""), description="Secret that a store shows at POST /notifications; none: there is no webhook."
+    )
+    bridge_webhook_body_bytes: int = Field(1024 * 1024, ge=1024, description="Largest notification by webhook.")
+    bridge_webhook_timeout_seconds: float = Field(
+        10.0, gt=0, description="Longest wait of a webhook for its body, and again for the broker."
+    )
     seaweedfs_filer: str = Field("127.0.0.1:8888.18888", description="SeaweedFS filer, host:http-port.grpc-port.")
     seaweedfs_weed: str = Field("weed", description="Path of the weed program.")
     seaweedfs_config_dir: Path | None = Field(None, description="Folder of the filer's security.toml.")
@@ -221,6 +229,7 @@ class StackSettings(_Settings):
     query_port: Port = Field(8080, description="Port of the API, page, health and metrics.")
     bridge_port: Port = Field(8081, description="Port of the bridge's health and metrics.")
     processor_port: Port = Field(8082, description="Port of the worker's health and metrics.")
+    workers: int = Field(1, ge=1, le=32, description="Worker processes; each takes the next port after processor_port.")
 
     s3_port: Port = Field(9000, description="Local SeaweedFS or MinIO: S3.")
     s3_grpc_port: Port = Field(19000, description="Local SeaweedFS: S3, between its parts.")
@@ -262,25 +271,39 @@ class StackSettings(_Settings):
     @model_validator(mode="after")
     def _ports_differ(self) -> Self:
         names: dict[int, str] = {}
-        for name, port in self.ports().items():
+        more_workers = {f"processor_port + {more}": port for more, port in enumerate(self.processor_ports()) if more}
+        for name, port in (self.ports() | more_workers).items():
+            if port > LAST_PORT:
+                raise ValueError(f"{name} is {port}, the last port is {LAST_PORT}")
             if port in names:
                 raise ValueError(f"{names[port]} and {name} are both {port}")
             names[port] = name
         return self
 
     def ports(self) -> dict[str, int]:
-        """Every port that a stack takes, by the name of its setting."""
+        """Every port that has a setting, by its name. Further workers take the ports behind the first one's."""
         return {name: getattr(self, name) for name in type(self).model_fields if name.endswith("_port")}
+
+    def processor_ports(self) -> list[int]:
+        """The port of each worker."""
+        return [self.processor_port + number for number in range(self.workers)]
 
 
 AnySettings = TypeVar("AnySettings", bound=_Settings)
 
 
-def load(kind: type[AnySettings], *, state_dir: Path = DEFAULT_STATE_DIR) -> AnySettings:
-    """Read and check the settings of a service. Raises ConfigurationError that names each variable that is wrong."""
+def load(kind: type[AnySettings], *, state_dir: Path = DEFAULT_STATE_DIR, **given: object) -> AnySettings:
+    """Read and check the settings of a service. Raises ConfigurationError that names each variable that is wrong.
+
+    `given`: fields that were named on the command line, which goes before all else.
+    """
     stack_file = state_dir / STACK_FILE_NAME
     try:
-        values: dict[str, Any] = {"_env_file": stack_file if stack_file.is_file() else None, **_secrets_from_files(kind)}
+        values: dict[str, Any] = {
+            "_env_file": stack_file if stack_file.is_file() else None,
+            **_secrets_from_files(kind),
+            **given,
+        }
         return kind(**values)
     except ValidationError as error:
         lines = [

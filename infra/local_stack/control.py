@@ -21,6 +21,7 @@ from rich.table import Table
 
 from infra.errors import ConfigurationError
 from infra.local_stack.folder import StackFolder, read_stack_file
+from infra.local_stack.services import service_ports
 from infra.local_stack.supervisor import ProgramFailed, end_leftovers
 from infra.settings import StackSettings, load
 
@@ -94,7 +95,7 @@ async def status(folder: StackFolder) -> StackStatus:
     settings = load(StackSettings, state_dir=folder.state_dir)
     pid = folder.holder_pid()
     entries = json.loads(folder.processes_file.read_text()) if pid is not None and folder.processes_file.exists() else []
-    ports = {"bridge": settings.bridge_port, "worker": settings.processor_port, "serve": settings.query_port}
+    ports = service_ports(settings)
     query_url = f"http://127.0.0.1:{settings.query_port}"
     async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=ANSWER_SECONDS)) as session:
         processes, service = await asyncio.gather(

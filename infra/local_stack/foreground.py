@@ -24,12 +24,14 @@ READY = b"ready\n"
 FOLLOW_SECONDS = 0.2
 
 
-def stay(folder: StackFolder, *, samples: bool, ready_fd: int | None = None) -> None:
+def stay(folder: StackFolder, *, samples: bool, workers: int | None = None, ready_fd: int | None = None) -> None:
     """Returns after Ctrl-C or SIGTERM, when everything that was started has ended. A second one kills instead of waiting.
+
+    `workers`: how many; None: as the settings say.
 
     Raises what `stack.running` raises.
     """
-    settings = load(StackSettings, state_dir=folder.state_dir)
+    settings = load(StackSettings, state_dir=folder.state_dir, **({} if workers is None else {"workers": workers}))
     console = Console(highlight=False, soft_wrap=True)
     with Reporter(console) as reporter:
         asyncio.run(_stay(folder, settings, reporter, samples=samples, ready_fd=ready_fd))
@@ -70,12 +72,13 @@ async def _stay(
             raise
 
 
-def detach(folder: StackFolder, *, samples: bool) -> None:
+def detach(folder: StackFolder, *, samples: bool, workers: int | None = None) -> None:
     """Start `image-search up` in a session of its own and return when it is ready. Raises ProgramFailed when it fails."""
     folder.make()
     log_path = folder.logs / "up.log"
     ready, tell = os.pipe()
     options = ["--profile", folder.profile, "--ready-fd", str(tell), *(["--samples"] if samples else [])]
+    options += [] if workers is None else ["--workers", str(workers)]
     with log_path.open("ab") as log:
         began = log.tell()
         process = subprocess.Popen(  # noqa: S603 - this very program

@@ -26,11 +26,12 @@ def described(profile: str) -> str:
 
 def ports_taken(profile: str, settings: StackSettings) -> dict[str, int]:
     """The ports that a stack of this profile listens on, by the name of their setting."""
-    return {name: port for name, port in settings.ports().items() if name not in _NOT_TAKEN[profile]}
+    more_workers = {f"processor_port + {more}": port for more, port in enumerate(settings.processor_ports()) if more}
+    return {name: port for name, port in settings.ports().items() if name not in _NOT_TAKEN[profile]} | more_workers
 
 
 def server_ports(profile: str, settings: StackSettings) -> dict[str, int]:
-    return {name: port for name, port in ports_taken(profile, settings).items() if name not in SERVICE_PORTS}
+    return {name: port for name, port in settings.ports().items() if name not in _NOT_TAKEN[profile] | SERVICE_PORTS}
 
 
 async def prepare(

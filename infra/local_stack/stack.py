@@ -8,14 +8,10 @@ import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from http import HTTPStatus
-
-import aiohttp
 
 from infra import settings as all_settings
-from infra.local_stack import ports, sample_pictures, servers
+from infra.local_stack import ports, sample_pictures, servers, services
 from infra.local_stack.folder import Credentials, StackFolder, read_stack_file, write_stack_file
-from infra.local_stack.program import NotReady, Program
 from infra.local_stack.reporter import Reporter
 from infra.local_stack.supervisor import Supervisor, end_leftovers, run_to_end
 from infra.settings import ENV_PREFIX, CommonSettings, StackSettings
@@ -55,7 +51,7 @@ async def running(
         variables = {**kept_variables(folder), **computed_variables(folder, settings, credentials)}
         write_stack_file(folder, {**shell_values(folder, settings, credentials), **variables})
         # Given by name, so that this process's own environment cannot point them elsewhere.
-        services = CommonSettings.model_validate(
+        service_settings = CommonSettings.model_validate(
             {name.removeprefix(ENV_PREFIX).lower(): text for name, text in variables.items()}
         )
         supervisor = Supervisor(folder.logs, folder.processes_file, on_change=reporter.program_changed, hurry=hurry)
@@ -75,10 +71,11 @@ async def running(
             )
             reporter.done("schema, topics and model are up to date")
             reporter.doing("starting bridge, worker and query service")
-            await supervisor.start(_services(folder, settings, variables))
-            if samples and (put := await sample_pictures.put_if_empty(services)):
-                reporter.done(f"{put} sample pictures put into bucket {services.buckets[0]}")
-            yield Stack(folder, settings, supervisor, services)
+            commands = {name: command(folder, name) for name in ("bridge", "worker", "serve")}
+            await supervisor.start(services.programs(folder.root, settings, variables, commands))
+            if samples and (put := await sample_pictures.put_if_empty(service_settings)):
+                reporter.done(f"{put} sample pictures put into bucket {service_settings.buckets[0]}")
+            yield Stack(folder, settings, supervisor, service_settings)
         finally:
             await supervisor.stop()
 
@@ -88,6 +85,7 @@ def computed_variables(folder: StackFolder, settings: StackSettings, credentials
     fields = {
         **servers.addresses(folder, settings, credentials),
         "query_url": f"http://127.0.0.1:{settings.query_port}",
+        "workers": str(settings.workers),
         **{name: str(port) for name, port in settings.ports().items()},
     }
     return {f"{ENV_PREFIX}{name.upper()}": value for name, value in fields.items()}
@@ -132,31 +130,3 @@ def shell_values(folder: StackFolder, settings: StackSettings, credentials: Cred
 def command(folder: StackFolder, *arguments: str) -> tuple[str, ...]:
     """`image-search` with this stack's folder, whether or not the program is on PATH."""
     return (sys.executable, "-m", "infra.cli", "--state-dir", str(folder.state_dir.absolute()), *arguments)
-
-
-def _services(folder: StackFolder, settings: StackSettings, variables: dict[str, str]) -> list[Program]:
-    def service(name: str, port: int) -> Program:
-        return Program(
-            name=name,
-            command=command(folder, name),
-            working_dir=folder.root,
-            environment=variables,
-            ready=lambda: _service_ready(port),
-            start_seconds=settings.server_start_seconds,
-            stop_seconds=30.0,
-        )
-
-    return [
-        service("bridge", settings.bridge_port),
-        service("worker", settings.processor_port),
-        service("serve", settings.query_port),
-    ]
-
-
-async def _service_ready(port: int) -> None:
-    try:
-        async with aiohttp.ClientSession() as session, session.get(f"http://127.0.0.1:{port}/healthz/ready") as answer:
-            if answer.status != HTTPStatus.OK:
-                raise NotReady(f"/healthz/ready answers {answer.status}: {(await answer.text())[:500]}")
-    except aiohttp.ClientError as error:
-        raise NotReady(f"/healthz/ready does not answer: {type(error).__name__}") from None
