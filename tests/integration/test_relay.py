@@ -7,7 +7,9 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+import aiohttp
 import pytest
+from pydantic import SecretStr
 
 from infra import kafka, metadata_store, object_store
 from infra.errors import ConfigurationError
@@ -201,3 +203,35 @@ async def test_a_target_that_minio_does_not_have_is_named(deployment: Deployment
     settings = deployment.settings.model_copy(update={"notification_arns": ("arn:minio:sqs::nobody:kafka",)})
     with pytest.raises(ConfigurationError, match="nobody"):
         await provision.provision(settings, print)
+
+
+async def test_a_notification_by_webhook(deployment: Deployment) -> None:
+    record = {
+        "eventSource": "aws:s3",
+        "eventName": "ObjectCreated:Put",
+        "eventTime": "2026-03-01T10:20:30.456Z",
+        "s3": {"bucket": {"name": deployment.bucket.name}, "object": {"key": "called+in.jpg"}},
+    }
+    deployment.settings = deployment.settings.model_copy(update={"bridge_webhook_secret": SecretStr("open sesame")})
+    url = f"http://127.0.0.1:{deployment.settings.bridge_port}"
+    async with deployment.bridge(), aiohttp.ClientSession(url) as session:
+        await deployment.bucket.put("started.jpg")
+        await deployment.until_said("started.jpg")
+        async with session.post("/notifications", json={"Records": [record]}) as answer:
+            assert answer.status == 401
+        session.headers["Authorization"] = "Bearer open sesame"
+        async with session.post("/notifications", data=b"x" * (2 << 20)) as answer:
+            assert answer.status == 413
+        async with session.post("/notifications", json={"Records": [record]}) as answer:
+            assert answer.status == 204
+        await deployment.read_new()
+        assert deployment.said_of("called in.jpg") == "+"
+
+
+async def test_without_a_secret_there_is_no_webhook(deployment: Deployment) -> None:
+    url = f"http://127.0.0.1:{deployment.settings.bridge_port}"
+    async with deployment.bridge(), aiohttp.ClientSession(url, headers={"Authorization": "Bearer "}) as session:
+        await deployment.bucket.put("started.jpg")
+        await deployment.until_said("started.jpg")
+        async with session.post("/notifications", json={"Records": []}) as answer:
+            assert answer.status == 404
