@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 
 from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
@@ -34,10 +34,13 @@ async def readiness(checks: Mapping[str, Check]) -> dict[str, str]:
 
 
 class HealthServer:
-    """`/healthz/live`, `/healthz/ready` (503 with the component's name while one is not well) and `/metrics`."""
+    """`/healthz/live`, `/healthz/ready` (503 with the component's name while one is not well) and `/metrics`.
 
-    def __init__(self, host: str, port: int, checks: Mapping[str, Check]) -> None:
-        self._host, self._port, self._checks = host, port, checks
+    `routes` are what a service answers on the same port.
+    """
+
+    def __init__(self, host: str, port: int, checks: Mapping[str, Check], routes: Iterable[web.AbstractRouteDef] = ()) -> None:
+        self._host, self._port, self._checks, self._routes = host, port, checks, tuple(routes)
         self._runner: web.AppRunner | None = None
 
     async def start(self) -> None:
@@ -45,6 +48,7 @@ class HealthServer:
         app.router.add_get("/healthz/live", self._live)
         app.router.add_get("/healthz/ready", self._ready)
         app.router.add_get("/metrics", self._metrics)
+        app.add_routes(self._routes)
         self._runner = web.AppRunner(app, access_log=None)
         await self._runner.setup()
         await web.TCPSite(self._runner, self._host, self._port).start()

@@ -125,14 +125,10 @@ class Relay:
             self._remembered.popitem(last=False)
 
 
-async def write_events(
-    producer: Producer, events: Collection[ObjectEvent], *, give_up_after_seconds: float | None = None
-) -> None:
-    """Returns when the broker has them; without a limit it waits for a broker that is away. Raises StoreUnavailable then."""
+async def write_events(producer: Producer, events: Collection[ObjectEvent]) -> None:
+    """Returns when the broker has them, however long it is away."""
     messages = [Message(event.data.ref.topic_key, event.to_json()) for event in events]
-    await until_done(
-        lambda: producer.send(OBJECTS, messages), on_wait=_broker_waited_for, give_up_after_seconds=give_up_after_seconds
-    )
+    await until_done(lambda: producer.send(OBJECTS, messages), on_wait=_broker_waited_for)
     for event in events:
         EVENTS_WRITTEN.labels(event.data.cause).inc()
 

@@ -28,6 +28,7 @@ from ingest_bridge.backlog import Backlog
 from ingest_bridge.follower import Follower
 from ingest_bridge.meta_tail import MetaTail, TailTarget, find_weed
 from ingest_bridge.notifications.seaweedfs import BUCKETS_DIR
+from ingest_bridge.receiver import Receiver
 from ingest_bridge.relay import Relay
 from ingest_bridge.scan import Scan
 from ingest_bridge.scan_events import ScanEvents
@@ -127,7 +128,10 @@ async def _parts(settings: BridgeSettings) -> AsyncIterator[dict[str, Part]]:
             )
             checks["notifications"] = relay.check
             parts["relay"] = relay.run
-        health = HealthServer(settings.bridge_host, settings.bridge_port, checks)
+        routes = []
+        if settings.bridge_webhook_secret.get_secret_value():
+            routes.append(receiver(settings, await _producer(stack, broker), schedule).route())
+        health = HealthServer(settings.bridge_host, settings.bridge_port, checks, routes)
         await _start(health, settings)
         stack.push_async_callback(health.close)
         yield parts
@@ -155,6 +159,18 @@ def follower(settings: BridgeSettings, metadata: MetadataStore, producer: Produc
         producer=producer,
         metadata=metadata,
         on_gap=schedule.want_all,
+    )
+
+
+def receiver(settings: BridgeSettings, producer: Producer, schedule: ScanSchedule) -> Receiver:
+    return Receiver(
+        secret=settings.bridge_webhook_secret.get_secret_value(),
+        deployment=settings.deployment,
+        buckets=settings.buckets,
+        producer=producer,
+        on_gap=schedule.want_all,
+        body_bytes=settings.bridge_webhook_body_bytes,
+        timeout_seconds=settings.bridge_webhook_timeout_seconds,
     )
 
 
