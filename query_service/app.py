@@ -109,6 +109,7 @@ async def _freshness(app: web.Application) -> AsyncIterator[None]:
         buckets=settings.buckets,
         group=PROCESSOR_GROUP,
         visibility_bound_seconds=settings.visibility_bound_seconds,
+        notified=settings.follow == "notifications",
     )
     following = asyncio.create_task(app[FRESHNESS].run())
     yield

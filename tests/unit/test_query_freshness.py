@@ -14,7 +14,7 @@ from infra.metadata_store.interface import Cursor
 from infra.metadata_store.memory import MemoryMetadataStore
 from query_service.freshness import FreshnessFollower
 from schemas.tables import log_cursor_name
-from schemas.topics import ALL_TOPICS, OBJECTS, PROCESSOR_GROUP, Topic
+from schemas.topics import ALL_TOPICS, OBJECT_NOTIFICATIONS, OBJECTS, PROCESSOR_GROUP, RELAY_GROUP, Topic
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 BOUND = timedelta(seconds=0.5)
@@ -33,7 +33,7 @@ class Clock:
 
 
 class Scene:
-    def __init__(self, *buckets: str) -> None:
+    def __init__(self, *buckets: str, notified: bool = False) -> None:
         self.clock = Clock()
         self.broker = MemoryBroker(*ALL_TOPICS, partitions=2, now_ms=self.clock.now_ms)
         self.metadata = MemoryMetadataStore()
@@ -43,6 +43,7 @@ class Scene:
             buckets=buckets or ("images",),
             group=PROCESSOR_GROUP,
             visibility_bound_seconds=BOUND.total_seconds(),
+            notified=notified,
             now=self.clock.now,
         )
 
@@ -62,6 +63,23 @@ class Scene:
         await self.follower.refresh()
         moment = self.follower.status().indexed_through
         return None if moment is None else (moment + BOUND - START).total_seconds()
+
+
+async def test_notifications_that_wait_for_the_bridge_count_and_no_change_log_is_asked_for() -> None:
+    scene = Scene(notified=True)
+    scene.clock.seconds = 3
+    assert await scene.through() == 3
+    await scene.broker.send(OBJECT_NOTIFICATIONS, [Message(b"images/a", b"{}")])
+    scene.clock.seconds = 5
+    await scene.event()
+    scene.clock.seconds = 10
+    assert await scene.through() == 3
+    for record in scene.broker.records(OBJECT_NOTIFICATIONS):
+        scene.broker.commit(OBJECT_NOTIFICATIONS, RELAY_GROUP, {record.partition: record.offset + 1})
+    assert await scene.through() == 5
+    assert {name: lag.pending for name, lag in scene.follower.lag.items()} == {"object-notifications": 0, "objects": 1}
+    scene.work_off()
+    assert await scene.through() == 10
 
 
 async def test_nothing_waits_and_all_is_handed_over_means_now() -> None:
