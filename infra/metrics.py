@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from prometheus_client import Counter, Gauge, Histogram
 
+from schemas.events import ReasonCode
+from schemas.tables import JobState
+
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 
 # -- ingest_bridge -----------------------------------------------------------------------------------------------------
@@ -57,3 +60,9 @@ EVENT_READERS = Gauge("image_search_event_readers", "Event streams open")
 OBJECTS_LAG = Gauge("image_search_objects_lag", "Object events not yet worked through")
 # How long ago `indexed_through` was, seconds.
 INDEXED_THROUGH_LAG_SECONDS = Gauge("image_search_indexed_through_lag_seconds", "Age of indexed_through")
+
+# What alerts ask for is there from the start, as 0: a rate cannot see a counter's first step if it begins with that step.
+for _reason in ReasonCode:
+    DEAD_LETTERS.labels(_reason)
+for _state in (JobState.DONE, JobState.FAILED, JobState.STOPPED):
+    SCANS.labels(_state)
