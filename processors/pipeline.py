@@ -225,7 +225,8 @@ class Pipeline:
             contents = await self._vectorizer.hash([(read.data, work.change.cause is Cause.REPAIR) for work, read in present])
             holders = await self._vectorizer.holders(contents) if contents else {}
             fresh = {content.content_hash for content in contents if content.fresh}
-            reused = await self._vectorizer.reuse({known: ids for known, ids in holders.items() if known not in fresh})
+            candidates = _candidates(holders, [(work, one) for (work, _), one in zip(present, contents, strict=True)])
+            reused = await self._vectorizer.reuse({known: ids for known, ids in candidates.items() if known not in fresh})
         await self._done(5)
         to_embed = list({one.content_hash: one for one in contents if one.content_hash not in reused}.values())
         with self._timed(6, "decode and embed"):
@@ -327,6 +328,18 @@ class Pipeline:
         started = time.perf_counter()
         yield
         STEP_SECONDS.labels(f"{step} {name}").observe(time.perf_counter() - started)
+
+
+def _candidates(holders: Holders, contents: Sequence[tuple[Work, Content]]) -> Holders:
+    """Whose vectors may be of these contents: those whose rows say so, and of what a scan found, the object's own.
+
+    After a database was lost the rows know nothing, and the vectors are all still there.
+    """
+    found = {content_hash: list(ids) for content_hash, ids in holders.items()}
+    for work, content in contents:
+        if work.change.cause is Cause.SCAN:
+            found.setdefault(content.content_hash, []).append(work.object_id)
+    return found
 
 
 def _require(is_ours: IsOurs) -> None:

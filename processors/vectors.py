@@ -12,7 +12,7 @@ from typing import Protocol
 import numpy as np
 
 from infra.errors import ImageRejected, TransientError
-from infra.metadata_store.interface import ImageRow, MetadataStore
+from infra.metadata_store.interface import MetadataStore
 from infra.metrics import VECTORS
 from infra.retry import until_done
 from infra.vector_store.interface import VectorStore
@@ -82,24 +82,21 @@ class Vectorizer:
         hashes = {content.content_hash for content in contents}
         return await until_done(lambda: self._metadata.indexed_with_content(hashes), on_wait=self._on_wait)
 
-    async def reuse(self, holders: Holders) -> dict[ContentHash, Embedded]:
-        """Vectors that the collection holds of these contents.
+    async def reuse(self, candidates: Holders) -> dict[ContentHash, Embedded]:
+        """Vectors that the collection holds of these contents, among these objects.
 
-        A holder's row only points to it: the vector counts when the content hash beside it, read in the same query, is
-        ours. Another writer may have replaced it a moment ago.
+        That an object may have one is a guess: the vector counts when the content hash beside it, read in the same query,
+        is ours. Another writer may have replaced it a moment ago.
         """
-        if not holders:
+        if not candidates:
             return {}
-        ids = {object_id for of_content in holders.values() for object_id in of_content}
-        rows = await until_done(lambda: self._metadata.rows(ids), on_wait=self._on_wait)
+        ids = {object_id for of_content in candidates.values() for object_id in of_content}
         stored = await until_done(lambda: self._vectors.fetch(self._collection, ids), on_wait=self._on_wait)
         found: dict[ContentHash, Embedded] = {}
-        for content_hash, of_content in holders.items():
-            for object_id in of_content:
-                vector, facts = stored.get(object_id), _facts_of(rows.get(object_id), content_hash)
-                if vector is not None and vector.content_hash == content_hash and facts is not None:
-                    found[content_hash] = Embedded(facts, vector.vector)
-                    break
+        for content_hash, of_content in candidates.items():
+            same = (one for object_id in of_content if (one := stored.get(object_id)) and one.content_hash == content_hash)
+            if (vector := next(same, None)) is not None:
+                found[content_hash] = Embedded(Facts(vector.width, vector.height, vector.format), vector.vector)
         return found
 
     async def embed(self, contents: Sequence[Content]) -> dict[ContentHash, Embedded | ImageRejected]:
@@ -127,9 +124,3 @@ class Vectorizer:
 def count_vectors(*, embedded: int, reused: int) -> None:
     VECTORS.labels("embedded").inc(embedded)
     VECTORS.labels("reused").inc(reused)
-
-
-def _facts_of(row: ImageRow | None, content_hash: ContentHash) -> Facts | None:
-    if row is None or row.content_hash != content_hash or row.width is None or row.height is None or row.format is None:
-        return None
-    return Facts(row.width, row.height, row.format)

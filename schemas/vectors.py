@@ -36,9 +36,14 @@ class VectorRow:
 
 @dataclass(frozen=True, slots=True)
 class StoredVector:
+    """A vector as it lies there, with what its picture was: enough to write a row anew without decoding it again."""
+
     object_id: ObjectId
     content_hash: ContentHash
     vector: Vector
+    width: int
+    height: int
+    format: str
 
 
 @dataclass(frozen=True, slots=True)

@@ -55,11 +55,7 @@ class MemoryVectorStore:
 
     async def fetch(self, name: str, ids: Collection[ObjectId], *, strong: bool = False) -> dict[ObjectId, StoredVector]:
         rows = self._collection(name).rows
-        return {
-            object_id: StoredVector(object_id, rows[object_id].content_hash, np.array(rows[object_id].vector, np.float32))
-            for object_id in ids
-            if object_id in rows
-        }
+        return {object_id: _stored(rows[object_id]) for object_id in ids if object_id in rows}
 
     async def search(
         self, name: str, vector: Vector, *, limit: int, narrow: Filter = Filter(), strong: bool = False
@@ -92,6 +88,11 @@ class MemoryVectorStore:
         if collection is None:
             raise ConfigurationError("the vector collection is missing; run: image-search upgrade")
         return collection
+
+
+def _stored(row: VectorRow) -> StoredVector:
+    vector = np.array(row.vector, np.float32)
+    return StoredVector(row.object_id, row.content_hash, vector, row.width, row.height, row.format)
 
 
 def _unit(vector: Vector) -> Vector:

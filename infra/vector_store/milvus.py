@@ -95,11 +95,10 @@ class MilvusVectorStore:
     async def fetch(self, name: str, ids: Collection[ObjectId], *, strong: bool = False) -> dict[ObjectId, StoredVector]:
         found = {}
         for chunk in _chunks(sorted(set(ids))):
-            fields = ["object_id", "content_hash", "vector"]
+            fields = ["object_id", "content_hash", "vector", "width", "height", "format"]
             for row in await self._query(name, one_of(chunk), fields, strong=strong):
-                object_id = object_id_from_hex(row["object_id"])
-                vector = np.asarray(row["vector"], dtype=np.float32)
-                found[object_id] = StoredVector(object_id, _content_hash(row), vector)
+                stored = _stored(row)
+                found[stored.object_id] = stored
         return found
 
     async def search(
@@ -236,6 +235,17 @@ def _written(row: VectorRow) -> dict[str, Any]:
 
 def _entry(row: _ServerRow) -> VectorEntry:
     return VectorEntry(object_id_from_hex(row["object_id"]), ObjectRef(row["bucket"], row["key"]), _content_hash(row))
+
+
+def _stored(row: _ServerRow) -> StoredVector:
+    return StoredVector(
+        object_id_from_hex(row["object_id"]),
+        _content_hash(row),
+        np.asarray(row["vector"], dtype=np.float32),
+        width=row["width"],
+        height=row["height"],
+        format=row["format"],
+    )
 
 
 def _content_hash(row: _ServerRow) -> ContentHash:

@@ -106,7 +106,7 @@ async def test_a_new_row_is_found_soon_without_strong(store: VectorStore, name: 
             await asyncio.sleep(0.02)
 
 
-async def test_fetch_returns_vector_and_content_hash(store: VectorStore, name: str) -> None:
+async def test_fetch_returns_what_was_written(store: VectorStore, name: str) -> None:
     rows = {row.object_id: row for row in (row_of(f"{number}.jpg", number) for number in range(3))}
     await store.upsert(name, list(rows.values()))
     absent = ObjectRef("images", "absent").object_id
@@ -116,6 +116,8 @@ async def test_fetch_returns_vector_and_content_hash(store: VectorStore, name: s
         assert (stored.object_id, stored.content_hash) == (object_id, rows[object_id].content_hash)
         assert stored.vector.dtype == np.float32
         assert np.array_equal(stored.vector, rows[object_id].vector)
+        row = rows[object_id]
+        assert (stored.width, stored.height, stored.format) == (row.width, row.height, row.format)
     assert await store.fetch(name, []) == {}
 
 

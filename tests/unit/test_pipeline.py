@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
+from collections.abc import Collection
 
 import pytest
 
@@ -11,9 +12,10 @@ from infra.errors import StoreRefused, StoreUnavailable
 from infra.object_store.memory import Operation
 from processors.work import Delivery
 from schemas.events import Cause, OutcomeType, ReasonCode
-from schemas.identity import ObjectRef, content_hash_of
+from schemas.identity import ObjectId, ObjectRef, content_hash_of
 from schemas.tables import RowState
 from schemas.topics import HEADER_OFFSET, HEADER_REASON
+from schemas.vectors import StoredVector
 from tests.unit.world import BROKEN, BUCKET, COLLECTION, World, vector_of
 
 
@@ -155,6 +157,42 @@ async def test_a_repair_embeds_anew_even_if_everything_seems_right(world: World)
     await world.pipeline().process([world.event(ObjectRef(BUCKET, "a.jpg"), cause=Cause.REPAIR)])
     (hit,) = await world.vectors.search(COLLECTION, vector_of(b"one"), limit=1)
     assert hit.similarity == pytest.approx(1.0, abs=1e-5)
+
+
+async def test_after_the_database_was_lost_a_scan_takes_the_vectors_that_are_there(world: World) -> None:
+    await world.pipeline().process([await world.put(f"{name}.jpg", name.encode()) for name in ("kept", "changed", "wrong")])
+    before = await world.row("kept.jpg")
+    await world.objects.put(ObjectRef(BUCKET, "changed.jpg"), b"changed later")
+    await _overwrite_vector(world, "wrong.jpg", vector_of(b"other"), content_hash_of(b"other"))
+    world.metadata._images.clear()
+    world.metadata._image_models.clear()
+    world.decoder.decoded.clear()
+    await world.pipeline().process(
+        [world.event(ObjectRef(BUCKET, f"{name}.jpg"), cause=Cause.SCAN) for name in ("kept", "changed", "wrong")]
+    )
+    assert sorted(world.decoder.decoded) == [b"changed later", b"wrong"]
+    after = await world.row("kept.jpg")
+    assert after is not None
+    assert before is not None
+    assert (after.width, after.height, after.format) == (before.width, before.height, before.format)
+    for key in ("kept", "changed", "wrong"):
+        row = await world.row(f"{key}.jpg")
+        assert row is not None
+        assert await world.vector_content(f"{key}.jpg") == row.content_hash
+
+
+async def test_a_new_picture_is_not_looked_for_among_the_vectors(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would cost each put a query that finds nothing."""
+    fetched: list[object] = []
+    fetch = world.vectors.fetch
+
+    async def noted(name: str, ids: Collection[ObjectId], *, strong: bool = False) -> dict[ObjectId, StoredVector]:
+        fetched.append(ids)
+        return await fetch(name, ids, strong=strong)
+
+    monkeypatch.setattr(world.vectors, "fetch", noted)
+    await world.pipeline().process([await world.put("new.jpg", b"new")])
+    assert not fetched
 
 
 async def test_a_repair_removes_an_orphan_vector(world: World) -> None:
