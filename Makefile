@@ -18,7 +18,7 @@ INSTALL_PROJECT := $(PIP) install --quiet --no-deps --no-build-isolation --edita
 RUNTIME := $(VENV)/installed-runtime
 DEVELOPMENT := $(VENV)/installed-development
 
-.PHONY: help run demo test chromium full-servers unit check bench lock install clean
+.PHONY: help run demo test chromium full-servers unit check bench soak lock install clean
 .DEFAULT_GOAL := help
 
 help:  ## List these commands
@@ -56,6 +56,9 @@ check: $(DEVELOPMENT)  ## Lint, format, types (strict), import rules
 
 bench: $(DEVELOPMENT)  ## Measure against the goals; writes build/bench.json
 	$(BIN)/python -m tests.benchmarks
+
+soak: $(DEVELOPMENT)  ## Constant load and a kill every minute (MINUTES=30); writes build/soak.json
+	MINUTES=$(or $(MINUTES),30) $(BIN)/python -m tests.soak
 
 lock:  ## Resolve the dependencies anew and write both lock files (needs the program uv)
 	@command -v uv >/dev/null || { echo "make lock needs the program uv: pip install uv"; exit 1; }
