@@ -18,7 +18,7 @@ from ingest_bridge.notifications.s3 import Notification, parse_message
 from schemas.events import Cause, ObjectChange, ObjectEvent, ReasonCode
 
 DATA = Path(__file__).parent.parent / "data" / "notifications"
-BUCKETS = frozenset({"images", "other"})
+BUCKETS = frozenset({"images", "other", "ver"})
 
 EXPECTED = {
     "aws_delete.json": ["-a.jpg"],
@@ -35,12 +35,26 @@ EXPECTED = {
     "ceph_put.json": ["+dir/a+b %20ä.jpg"],
     "ceph_put_size_as_text.json": ["+myimage1.jpg"],
     "minio_all_versions.json": ["-a.jpg"],
-    "minio_delete.json": ["-a.jpg"],
-    "minio_delete_missing.json": ["-a.jpg"],
-    "minio_directory_marker.json": ["+dir/"],
+    "minio_copy.json": ["+copy of zero.jpg"],
+    "minio_delete.json": ["-copy of zero.jpg"],
+    "minio_delete_marker.json": ["-v.jpg"],
+    "minio_delete_missing.json": ["-never there.jpg"],
+    "minio_delete_tagging.json": ["+zero.jpg"],
+    "minio_delete_version.json": ["-v.jpg"],
+    "minio_directory_marker.json": ["+dir/marker/"],
+    "minio_key_japanese.json": ["+日本/写真.png"],
+    "minio_key_long.json": ["+" + "/".join(["k" * 200] * 5) + "/" + "j" * 19],
+    "minio_key_trailing_space.json": ["+ends in a space "],
+    "minio_key_url_characters.json": ["+q?x#y&z=1;2.jpg"],
+    "minio_multi_delete_1.json": ["-zero.jpg"],
+    "minio_multi_delete_2.json": ["-not there.jpg"],
+    "minio_multipart.json": ["+parts.bin"],
+    "minio_overwrite.json": ["+dir/a+b %20ä.jpg"],
     "minio_put.json": ["+dir/a+b %20ä.jpg"],
-    "minio_put_legal_hold.json": ["+a.jpg"],
-    "minio_put_tagging.json": ["+a.jpg"],
+    "minio_put_legal_hold.json": ["+v.jpg"],
+    "minio_put_retention.json": ["+v.jpg"],
+    "minio_put_tagging.json": ["+zero.jpg"],
+    "minio_versioned_put.json": ["+v.jpg"],
     "minio_zero_bytes.json": ["+zero.jpg"],
     "rustfs_delete.json": ["-a.jpg"],
     "rustfs_expired.json": ["-a.jpg"],
@@ -99,7 +113,7 @@ def test_every_sample_is_read_and_expected() -> None:
 def test_what_a_store_sent(name: str) -> None:
     notification = parse(sample(name))
     assert [("-" if event.data.removed else "+") + event.data.key for event in notification.events] == EXPECTED[name]
-    assert {event.data.bucket for event in notification.events} <= {"images"}
+    assert {event.data.bucket for event in notification.events} <= {"images", "ver"}
     assert {event.data.cause for event in notification.events} <= {Cause.NOTIFICATION}
     assert notification.unknown_names == notification.no_change == 0
     for event in notification.events:
@@ -108,10 +122,23 @@ def test_what_a_store_sent(name: str) -> None:
 
 def test_what_a_creation_tells() -> None:
     (event,) = parse(sample("minio_put.json")).events
-    assert event.time == datetime(2026, 3, 1, 10, 20, 30, 456000, tzinfo=UTC)
+    assert event.time == datetime(2026, 11, 23, 11, 17, 59, 747000, tzinfo=UTC)
     assert (event.source, event.subject) == ("/image-search/local/images", "images/dir/a+b %20ä.jpg")
     assert (event.data.etag, event.data.size, event.data.version) == ("900150983cd24fb0d6963f7d28e17f72", 3, None)
-    assert event.data.put_time == datetime(2026, 3, 1, 12, 0, 39, tzinfo=UTC)
+    assert event.data.put_time == datetime(2026, 11, 23, 11, 17, 59, tzinfo=UTC)
+
+
+def test_tags_leave_etag_and_put_time_alone_so_that_a_worker_drops_them_as_known() -> None:
+    put, tagged = (only(parse(sample(f"minio_{name}.json"))) for name in ("zero_bytes", "put_tagging"))
+    assert put.put_time is not None
+    assert (put.etag, put.put_time) == (tagged.etag, tagged.put_time)
+
+
+def test_the_outer_key_agrees_with_the_encoded_one() -> None:
+    """MinIO tells the key twice: as it is, and form-encoded."""
+    for path in DATA.glob("minio_*.json"):
+        (event,) = parse(path.read_bytes()).events
+        assert json.loads(path.read_bytes())["Key"] == str(event.data.ref)
 
 
 def test_text_of_another_store_s_numbers_and_empty_text() -> None:
