@@ -56,6 +56,14 @@ def unavailable(reason: str) -> NoReturn:
     pytest.skip(reason)
 
 
+def require_full_servers() -> None:
+    """Building MinIO takes longer than a test may: `make test` does it first."""
+    from infra.local_stack import mariadb, minio
+
+    if minio.find(StackSettings().cache_dir) is None or mariadb.find() is None:
+        unavailable("MinIO has to be built or MariaDB installed first: make full-servers")
+
+
 @pytest.fixture(scope="session")
 async def servers(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Servers]:
     """The servers that `image-search up` would start, on free ports, under a temporary folder."""
@@ -89,13 +97,12 @@ async def full_servers(servers: Servers, tmp_path_factory: pytest.TempPathFactor
 
     MinIO's notifications come on the topic without a prefix.
     """
-    from infra.local_stack import mariadb, minio, ports
+    require_full_servers()
+    from infra.local_stack import ports
     from infra.local_stack import servers as local_servers
     from infra.local_stack.folder import Credentials, StackFolder
     from infra.local_stack.supervisor import Supervisor
 
-    if minio.find(servers.ports.cache_dir) is None or mariadb.find() is None:
-        unavailable("MinIO has to be built or MariaDB installed first: make full-servers")
     folder = StackFolder(tmp_path_factory.mktemp("full-servers"), "full")
     folder.make()
     s3_port, mariadb_port = ports.find_free(2)

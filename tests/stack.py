@@ -138,4 +138,4 @@ def _name_of(process: psutil.Process) -> str:
         if service in words:
             return service
     text = " ".join(words)
-    return next((name for name in ("weed", "kafka", "milvus") if name in text), words[0] if words else "?")
+    return next((name for name in ("weed", "minio", "mariadbd", "kafka", "milvus") if name in text), words[0] if words else "?")

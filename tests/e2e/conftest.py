@@ -1,4 +1,4 @@
-"""One whole stack for all end-to-end tests, and an S3 client that nobody here wrote."""
+"""One whole stack of each profile for all end-to-end tests, and an S3 client that nobody here wrote."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import requests
 from botocore.config import Config
 
 from schemas.identity import ObjectRef
+from tests.conftest import require_full_servers
 from tests.stack import FullStack
 
 WAIT_SECONDS = 30
@@ -21,6 +22,7 @@ WAIT_SECONDS = 30
 class Deployment:
     """What a developer has who was given the stack's environment file: an S3 client and an address."""
 
+    profile: str
     stack: FullStack
     s3: Any  # boto3 makes its clients at run time and has no types
     bucket: str
@@ -60,9 +62,12 @@ class Deployment:
             parameters["cursor"] = page["next"]
 
 
-@pytest.fixture(scope="session")
-def deployment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
-    with FullStack.running(tmp_path_factory.mktemp("stack")) as stack:
+@pytest.fixture(scope="session", params=["embedded", "full"])
+def deployment(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
+    profile: str = request.param
+    if profile == "full":
+        require_full_servers()
+    with FullStack.running(tmp_path_factory.mktemp("stack"), arguments=("--profile", profile)) as stack:
         variables = stack.variables()
         s3 = boto3.client(
             "s3",
@@ -72,5 +77,5 @@ def deployment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]
             region_name="us-east-1",
             config=Config(s3={"addressing_style": "path"}),
         )
-        yield Deployment(stack, s3, variables["S3_BUCKET"])
+        yield Deployment(profile, stack, s3, variables["S3_BUCKET"])
         s3.close()

@@ -15,6 +15,8 @@ from tests.pictures import jpeg
 
 OBJECTS = 40
 SETTLE_SECONDS = 150.0
+# Object store and database; SQLite is no process of its own.
+STORES = {"embedded": ["weed"], "full": ["minio", "mariadbd"]}
 
 
 def kill(deployment: Deployment, program: str) -> None:
@@ -42,13 +44,15 @@ def put_again(deployment: Deployment, key: str, data: bytes) -> None:
             time.sleep(0.5)
 
 
-@pytest.mark.parametrize("program", ["worker", "bridge", "milvus", "kafka", "weed"])
-def test_a_killed_part_loses_nothing(deployment: Deployment, program: str) -> None:
-    folder = f"kill-{program}"
+@pytest.mark.parametrize("part", ["worker", "bridge", "milvus", "kafka", "stores"])
+def test_a_killed_part_loses_nothing(deployment: Deployment, part: str) -> None:
+    folder = f"kill-{part}"
+    programs = STORES[deployment.profile] if part == "stores" else [part]
     for number in range(OBJECTS):
         put_again(deployment, f"{folder}/{number:03}.jpg", jpeg(20_000 + number, (120, 90)))
         if number == OBJECTS // 2:
-            kill(deployment, program)
+            for program in programs:
+                kill(deployment, program)
     for number in range(0, OBJECTS, 10):
         put_again(deployment, f"{folder}/{number:03}.jpg", jpeg(30_000 + number, (120, 90)))
         deployment.s3.delete_object(Bucket=deployment.bucket, Key=f"{folder}/{number + 5:03}.jpg")
