@@ -54,9 +54,7 @@ def scan(context: click.Context, bucket: str | None, prefix: str, allow_removal:
     from schemas.tables import JobState
 
     settings = load(CommonSettings, state_dir=_state_dir(context))
-    arguments = ScanArguments(bucket=bucket or settings.buckets[0], prefix=prefix, allow_removal=allow_removal)
-    if arguments.bucket not in settings.buckets:
-        raise ConfigurationError(f"the bucket {arguments.bucket!r} is not followed: name it in IMAGE_SEARCH_BUCKETS")
+    arguments = ScanArguments(bucket=_followed(settings, bucket)[0], prefix=prefix, allow_removal=allow_removal)
     job = asyncio.run(_scan(settings, arguments, quiet=as_json))
     if as_json:
         click.echo(json.dumps(_job_document(job), ensure_ascii=False, indent=2))
@@ -65,19 +63,75 @@ def scan(context: click.Context, bucket: str | None, prefix: str, allow_removal:
     sys.exit(0 if job.state is JobState.DONE else 1)
 
 
-async def _scan(settings: CommonSettings, arguments: ScanArguments, *, quiet: bool) -> Job:
-    """The job as it stands in the end: done, failed, stopped, or still queued because no bridge runs."""
+# -- rebuild -------------------------------------------------------------------------------------------------------------
+@click.command()
+@click.option("--bucket", help="Which bucket. Without it: all that are followed.")
+@click.option("--prefix", default="", help="Only keys that begin with this.")
+@click.option("--allow-removal", is_flag=True, help="Remove however many objects are gone from the bucket.")
+@click.pass_context
+def rebuild(context: click.Context, bucket: str | None, prefix: str, allow_removal: bool) -> None:
+    """Make the index equal to the bucket after a store was lost, and return when it is.
+
+    Lost rows are written anew, with the vectors that are still there; lost vectors are embedded anew. It is a scan that
+    waits for the workers: `image-search up`, or `upgrade`, comes first.
+    """
+    from ingest_bridge.scan_state import ScanArguments
+
+    settings = load(CommonSettings, state_dir=_state_dir(context))
+    scans = [ScanArguments(bucket=name, prefix=prefix, allow_removal=allow_removal) for name in _followed(settings, bucket)]
+    sys.exit(0 if asyncio.run(_rebuild(settings, scans)) else 1)
+
+
+async def _rebuild(settings: CommonSettings, scans: Sequence[ScanArguments]) -> bool:
+    from rich.console import Console
+
+    from infra import kafka
+    from ingest_bridge.rebuild import until_worked_off
+    from ingest_bridge.scan_display import result_lines
+    from schemas.tables import JobState
+
+    console = Console(highlight=False)
+    for arguments in scans:
+        job = await _scan(settings, arguments, quiet=False, anew=True)
+        console.print(f"{arguments.bucket}: {result_lines(job)}", markup=False)
+        if job.state is not JobState.DONE:
+            return False
+    broker = await kafka.connect(settings)
+    try:
+        with console.status("waiting for the workers") as status:
+            await until_worked_off(broker, lambda left: status.update(f"the workers have {left} events left"))
+    finally:
+        await broker.close()
+    console.print("The workers have done all of it. To look at it from outside: image-search verify")
+    return True
+
+
+def _followed(settings: CommonSettings, bucket: str | None) -> tuple[str, ...]:
+    """This bucket, or all. Raises ConfigurationError for one that is not followed."""
+    if bucket is not None and bucket not in settings.buckets:
+        raise ConfigurationError(f"the bucket {bucket!r} is not followed: name it in IMAGE_SEARCH_BUCKETS")
+    return settings.buckets if bucket is None else (bucket,)
+
+
+# -- both ----------------------------------------------------------------------------------------------------------------
+async def _scan(settings: CommonSettings, arguments: ScanArguments, *, quiet: bool, anew: bool = False) -> Job:
+    """The job as it stands in the end: done, failed, stopped, or still queued because no bridge runs.
+
+    One that is asked for already is followed; with `anew` only if it is still to begin.
+    """
     from rich.console import Console
 
     from infra import metadata_store
     from ingest_bridge.scan_display import ScanDisplay
     from ingest_bridge.scan_jobs import SCAN_JOB
+    from schemas.tables import JobState
 
     metadata = await metadata_store.connect(settings)
     try:
         await metadata.check()
         asked = arguments.model_dump()
-        same = [job for job in await metadata.unfinished_jobs(SCAN_JOB) if job.arguments == asked]
+        unfinished = await metadata.unfinished_jobs(SCAN_JOB)
+        same = [job for job in unfinished if job.arguments == asked and not (anew and job.state is JobState.RUNNING)]
         job = same[-1] if same else await metadata.add_job(SCAN_JOB, asked)
         with ScanDisplay(Console(quiet=quiet)) as display:
             return await _follow(metadata, job, display.show)
@@ -181,4 +235,4 @@ def provision(context: click.Context, dry_run: bool) -> None:
     asyncio.run(steps.provision(settings, click.echo, dry_run=dry_run))
 
 
-commands: list[click.Command] = [bridge, scan, put, provision]
+commands: list[click.Command] = [bridge, scan, rebuild, put, provision]
