@@ -12,9 +12,13 @@ _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5
 # -- ingest_bridge -----------------------------------------------------------------------------------------------------
 # Object events written, by what caused them.
 EVENTS_WRITTEN = Counter("image_search_events_written_total", "Object events written", ["cause"])
+# Seconds from a change by the canary to its notification, by step: put or removal.
+CANARY_SECONDS = Histogram("image_search_canary_seconds", "From a change to its notification", ["step"], buckets=_SECONDS)
+# Trials that found no announcement (unseen) or notification rules that are not ours any more (rules).
+CANARY_FAILURES = Counter("image_search_canary_failures_total", "Trials of the canary that failed", ["reason"])
 # Requests to the webhook for notifications, by the status of their answer.
 WEBHOOK_REQUESTS = Counter("image_search_webhook_requests_total", "Requests to the webhook", ["status"])
-# Records of S3 notifications: passed on (of them with an unknown name), or left out as of a foreign bucket or no change.
+# Records of S3 notifications: passed on (of them with an unknown name), or left out (foreign bucket, no change, reserved key).
 NOTIFICATION_RECORDS = Counter("image_search_notification_records_total", "Records of S3 notifications", ["result"])
 # Scans that ended, by how: done, failed, or stopped by the guard against removing too much.
 SCANS = Counter("image_search_scans_total", "Scans that ended", ["state"])

@@ -133,6 +133,9 @@ class BridgeSettings(CommonSettings):
     bridge_webhook_timeout_seconds: float = Field(
         10.0, gt=0, description="Longest wait of a webhook for its body, and again for the broker."
     )
+    bridge_canary_interval_seconds: float = Field(
+        300.0, ge=0, description="Time between two trials whether each bucket's changes are still announced; 0: none."
+    )
     seaweedfs_filer: str = Field("127.0.0.1:8888.18888", description="SeaweedFS filer, host:http-port.grpc-port.")
     seaweedfs_weed: str = Field("weed", description="Path of the weed program.")
     seaweedfs_config_dir: Path | None = Field(None, description="Folder of the filer's security.toml.")

@@ -255,7 +255,7 @@ class _Verification:
 
     async def _read_objects(self, bucket: str) -> None:
         async for stats in self.objects.list_pages(bucket, prefix=self.prefix):
-            by_id = {stat.ref.object_id: stat for stat in stats}
+            by_id = {stat.ref.object_id: stat for stat in stats if not stat.ref.is_reserved}
             rows = await self.metadata.rows(by_id.keys())
             for object_id, stat in by_id.items():
                 row = rows.get(object_id)

@@ -138,6 +138,7 @@ def count_records(parsed: Notification) -> None:
     NOTIFICATION_RECORDS.labels("unknown_name").inc(parsed.unknown_names)
     NOTIFICATION_RECORDS.labels("foreign_bucket").inc(parsed.foreign)
     NOTIFICATION_RECORDS.labels("no_change").inc(parsed.no_change)
+    NOTIFICATION_RECORDS.labels("reserved_key").inc(parsed.reserved)
 
 
 def _broker_waited_for(error: TransientError, attempt: int) -> None:

@@ -109,7 +109,8 @@ class Scan:
 
         while (page := await self._events.patiently(next_page)) is not None:
             after = page[-1].ref.key
-            yield page
+            if pictures := [stat for stat in page if not stat.ref.is_reserved]:
+                yield pictures
 
     # -- removing ----------------------------------------------------------------------------------------------------
     async def _remove(self) -> None:

@@ -25,6 +25,7 @@ from infra.retry import until_done
 from infra.settings import BridgeSettings
 from infra.vector_store.interface import VectorStore
 from ingest_bridge.backlog import Backlog
+from ingest_bridge.canary import Canary
 from ingest_bridge.follower import Follower
 from ingest_bridge.meta_tail import MetaTail, TailTarget, find_weed
 from ingest_bridge.notifications.seaweedfs import BUCKETS_DIR
@@ -128,6 +129,10 @@ async def _parts(settings: BridgeSettings) -> AsyncIterator[dict[str, Part]]:
             )
             checks["notifications"] = relay.check
             parts["relay"] = relay.run
+            if settings.bridge_canary_interval_seconds:
+                trial = canary(settings, objects, broker, schedule)
+                checks["canary"] = trial.check
+                parts["canary"] = trial.run
         routes = []
         if settings.bridge_webhook_secret.get_secret_value():
             routes.append(receiver(settings, await _producer(stack, broker), schedule).route())
@@ -158,6 +163,19 @@ def follower(settings: BridgeSettings, metadata: MetadataStore, producer: Produc
         start_tail=start_tail,
         producer=producer,
         metadata=metadata,
+        on_gap=schedule.want_all,
+    )
+
+
+def canary(settings: BridgeSettings, objects: ObjectStore, broker: Broker, schedule: ScanSchedule) -> Canary:
+    return Canary(
+        # The same at every start, so that what a killed bridge left is replaced.
+        name=f"{socket.gethostname()[:64]}-{settings.bridge_port}",
+        buckets=settings.buckets,
+        targets=settings.notification_arns,
+        interval_seconds=settings.bridge_canary_interval_seconds,
+        objects=objects,
+        broker=broker,
         on_gap=schedule.want_all,
     )
 

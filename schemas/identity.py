@@ -17,6 +17,9 @@ ModelFingerprint = NewType("ModelFingerprint", str)
 
 OBJECT_ID_BYTES = 32
 
+RESERVED_PREFIX = ".image-search/"
+"""Keys that begin with this are our own: no pictures, whatever lies there."""
+
 
 @dataclass(frozen=True, slots=True, order=True)
 class ObjectRef:
@@ -30,6 +33,10 @@ class ObjectRef:
         # Surrogates stand for bytes that were not UTF-8 on their way in: keep two such keys apart instead of failing.
         name = self.bucket.encode() + b"\0" + self.key.encode("utf-8", "surrogatepass")
         return ObjectId(hashlib.sha256(name).digest())
+
+    @property
+    def is_reserved(self) -> bool:
+        return self.key.startswith(RESERVED_PREFIX)
 
     @property
     def topic_key(self) -> bytes:

@@ -100,25 +100,28 @@ _JSON = TypeAdapter(dict[str, Any])
 class Notification:
     """What one message says. `unknown_names` counts events of unheard names, passed on: the bucket's state decides anyway.
 
-    `foreign` counts records of buckets that are not followed, `no_change` those that tell of no change. Both are left out.
+    Left out are records of buckets that are not followed (`foreign`), those that tell of no change, and those of reserved keys.
     """
 
     events: tuple[ObjectEvent, ...] = ()
     unknown_names: int = 0
     foreign: int = 0
     no_change: int = 0
+    reserved: int = 0
 
 
-def parse_message(message: bytes, *, deployment: str, buckets: Collection[str]) -> Notification:
+def parse_message(message: bytes, *, deployment: str, buckets: Collection[str], reserved: bool = False) -> Notification:
     """Object events of these buckets, in the order of the message. Raises InvalidEvent. Pure.
 
-    The same notification, delivered again or by another way, gives events with the same ids.
+    The same notification, delivered again or by another way, gives events with the same ids. `reserved`: instead of all other
+    keys, those that are reserved for ourselves.
     """
     try:
         records = _records(_JSON.validate_json(message))
         followed = [record for record in records if record.s3.bucket.name in buckets]
         changed = [record for record in followed if not _kind(record).startswith(_NO_CHANGES)]
-        events = tuple(_event(record, deployment) for record in changed)
+        found = [_event(record, deployment) for record in changed]
+        events = tuple(event for event in found if event.data.ref.is_reserved is reserved)
     except ValidationError as error:
         raise _invalid(error) from None
     except UnicodeDecodeError:
@@ -130,6 +133,7 @@ def parse_message(message: bytes, *, deployment: str, buckets: Collection[str]) 
         unknown_names=sum(not _kind(record).startswith((*_REMOVALS, *_CHANGES)) for record in changed),
         foreign=len(records) - len(followed),
         no_change=len(followed) - len(changed),
+        reserved=len(found) - len(events),
     )
 
 

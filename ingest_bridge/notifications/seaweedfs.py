@@ -19,7 +19,7 @@ from pydantic.alias_generators import to_camel
 
 from infra.errors import InvalidEvent
 from schemas.events import Cause, ObjectChange, ObjectEvent, ReasonCode, event_source
-from schemas.identity import ObjectRef
+from schemas.identity import RESERVED_PREFIX, ObjectRef
 
 BUCKETS_DIR = "/buckets/"
 
@@ -181,12 +181,12 @@ def _etag(entry: _Entry) -> str | None:
 
 
 def _place(directory: str, entry: _Entry) -> _Place | None:
-    """None for what S3 does not show: plain folders, parts of uploads, versions behind the latest, the filer's own files."""
+    """None for reserved keys, and what S3 does not show: folders, parts of uploads, old versions, the filer's own files."""
     path = f"{directory.rstrip('/')}/{entry.name}"
     if not path.startswith(BUCKETS_DIR):
         return None
     bucket, _, key = path.removeprefix(BUCKETS_DIR).partition("/")
-    if not bucket or not key or key.split("/", 1)[0] == _UPLOADS:
+    if not bucket or not key or key.split("/", 1)[0] == _UPLOADS or key.startswith(RESERVED_PREFIX):
         return None
     if entry.is_directory:
         if key.endswith(_VERSIONS_SUFFIX) and _LATEST_VERSION_ID in entry.extended:

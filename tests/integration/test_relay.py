@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -203,6 +204,37 @@ async def test_a_target_that_minio_does_not_have_is_named(deployment: Deployment
     settings = deployment.settings.model_copy(update={"notification_arns": ("arn:minio:sqs::nobody:kafka",)})
     with pytest.raises(ConfigurationError, match="nobody"):
         await provision.provision(settings, print)
+
+
+async def test_rules_that_somebody_takes_away_are_noticed(deployment: Deployment) -> None:
+    settings = deployment.settings.model_copy(update={"bridge_canary_interval_seconds": 1.0})
+    url = f"http://127.0.0.1:{settings.bridge_port}"
+    deployment.settings = settings
+    store = await object_store.connect(settings)
+
+    async def until_canary_says(session: aiohttp.ClientSession, said: str) -> None:
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            while True:
+                async with session.get("/healthz/ready") as answer:
+                    if (await answer.json())["components"]["canary"] == said:
+                        return
+                await asyncio.sleep(0.2)
+
+    try:
+        async with deployment.bridge(), aiohttp.ClientSession(url) as session:
+            await deployment.bucket.put("started.jpg")
+            await deployment.until_said("started.jpg")
+            await until_canary_says(session, "ok")
+            await store.set_notification_rules(deployment.bucket.name, [])
+            await until_canary_says(session, "StoreUnavailable")
+            await provision.provision(settings, print)
+            await until_canary_says(session, "ok")
+            async with session.get("/metrics") as answer:
+                flights = re.findall(r'image_search_canary_seconds_count\{step="removal"\} ([1-9].*)', await answer.text())
+            assert flights
+    finally:
+        await store.close()
+    assert {event.data.key for event in deployment.events} == {"started.jpg"}
 
 
 async def test_a_notification_by_webhook(deployment: Deployment) -> None:

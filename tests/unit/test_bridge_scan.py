@@ -18,7 +18,7 @@ from infra.object_store.memory import Operation
 from ingest_bridge.object_id_set import ObjectIdSet
 from ingest_bridge.scan_state import RemovalGuard, RemovalStopped, ScanFailed, ScanPhase, ScanProgress
 from schemas.events import Cause, ReasonCode
-from schemas.identity import ModelFingerprint, ObjectId
+from schemas.identity import RESERVED_PREFIX, ModelFingerprint, ObjectId
 from schemas.tables import ModelState, RowState
 from schemas.topics import OBJECTS, Topic
 from tests.unit.scan_world import BUCKET, MODEL, OLD_US, SECOND_US, START_US, ScanWorld, failed, ref
@@ -45,6 +45,16 @@ async def test_what_was_in_the_bucket_before_is_taken_in(world: ScanWorld) -> No
     assert world.in_short() == [f"scan {number}.jpg" for number in range(10)]
     assert (progress.listed, progress.compared, progress.written, progress.removed) == (10, 10, 10, 0)
     assert progress.phase is ScanPhase.DONE
+
+
+async def test_our_own_objects_are_no_pictures(world: ScanWorld) -> None:
+    """A page may hold nothing else."""
+    for key in ("canary/1", "canary/2", "canary/3", "canary/4"):
+        await world.put(f"{RESERVED_PREFIX}{key}")
+    await world.put("a.jpg")
+    progress = await world.run_scan()
+    assert world.in_short() == ["scan a.jpg"]
+    assert (progress.listed, progress.compared) == (1, 1)
 
 
 async def test_an_index_that_agrees_gets_no_event(world: ScanWorld) -> None:
