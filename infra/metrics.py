@@ -68,5 +68,7 @@ INDEXED_THROUGH_LAG_SECONDS = Gauge("image_search_indexed_through_lag_seconds", 
 # What alerts ask for is there from the start, as 0: a rate cannot see a counter's first step if it begins with that step.
 for _reason in ReasonCode:
     DEAD_LETTERS.labels(_reason)
+for _failure in ("rules", "unseen"):
+    CANARY_FAILURES.labels(_failure)
 for _state in (JobState.DONE, JobState.FAILED, JobState.STOPPED):
     SCANS.labels(_state)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import subprocess
+import tomllib
 from collections.abc import Iterator, Mapping
 from importlib.util import find_spec
 from pathlib import Path
@@ -333,6 +334,8 @@ def test_the_image_is_made_of_what_the_lock_has() -> None:
     (left_out,) = re.findall(r"left_out='\^\((.*)\)==' ", text)
     for pattern in left_out.split("|"):
         assert any(re.fullmatch(pattern, name) for name in locked), f"{pattern} leaves nothing out any more"
+    local = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]["local"]
+    assert [wheel for wheel in local if not re.match(rf"({left_out})[=><]", wheel)] == []
     kept = {name for name in locked if not re.fullmatch(left_out, name)}
     assert {"openvino", "faust-streaming", "pymilvus", "setuptools"} <= kept
     assert set(re.findall(r"^ARG MODEL=(.*)$", text, re.MULTILINE)) == {ModelSettings.model_fields["model"].default}
