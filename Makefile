@@ -54,7 +54,7 @@ check: $(DEVELOPMENT)  ## Lint, format, types (strict), import rules
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
 
-bench: $(DEVELOPMENT)  ## Measure against the goals; writes build/bench.json
+bench: full-servers  ## Measure against the goals; writes build/bench.json
 	$(BIN)/python -m tests.benchmarks
 
 soak: $(DEVELOPMENT)  ## Constant load and a kill every minute (MINUTES=30); writes build/soak.json

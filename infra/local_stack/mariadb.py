@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import getpass
 import os
 import platform
 import shutil
@@ -106,7 +105,7 @@ async def prepare(root: Path, credentials: Credentials, found: Programs, logs: P
         (
             str(found.maker),
             "--no-defaults",
-            f"--user={getpass.getuser()}",
+            *_as_root(),
             f"--datadir={scratch}",
             # No account has an empty password: root is let in by the socket, if the system says that it is root.
             "--auth-root-authentication-method=socket",
@@ -137,6 +136,14 @@ def url(settings: StackSettings, credentials: Credentials) -> str:
     )
 
 
+def _as_root() -> tuple[str, ...]:
+    """It refuses to run as root unless it is told so by name.
+
+    Its own user could not reach a folder below root's. Our account may neither read nor write files of the system.
+    """
+    return ("--user=root",) if os.geteuid() == 0 else ()
+
+
 def program(root: Path, settings: StackSettings, credentials: Credentials, found: Programs) -> Program:
     folder = root / "mariadb"
     return Program(
@@ -144,9 +151,7 @@ def program(root: Path, settings: StackSettings, credentials: Credentials, found
         command=(
             str(found.server),
             "--no-defaults",
-            # It refuses to run as root unless it is told so by name. Another user could not reach a folder below root's own;
-            # what anybody may do inside is up to its accounts, none of which may read or write files.
-            f"--user={getpass.getuser()}",
+            *_as_root(),
             f"--datadir={folder / 'data'}",
             # Below the data folder. A whole path may be longer than the 107 bytes that a socket's name has.
             "--socket=server.sock",
