@@ -179,6 +179,21 @@ async def test_a_broker_that_is_killed_again_and_again_stops_nothing(deployment:
         assert not running.done()
 
 
+async def test_bridges_share_the_work_and_one_that_stops_leaves_it_to_the_other(deployment: Deployment) -> None:
+    other = Deployment(deployment.settings.model_copy(update={"bridge_port": ports.find_free(1)[0]}), deployment.broker)
+    keys = [f"{number}.jpg" for number in range(60)]
+    async with deployment.bridge() as staying:
+        async with other.bridge() as leaving:
+            for key in keys[:30]:
+                await deployment.bucket.put(key)
+            await deployment.until_said(keys[0])
+            assert not leaving.done()
+        for key in keys[30:]:
+            await deployment.bucket.put(key)
+        await deployment.until_said(*keys)
+        assert not staying.done()
+
+
 async def test_provision_keeps_rules_of_others_and_changes_nothing_twice(deployment: Deployment) -> None:
     settings, name = deployment.settings, deployment.bucket.name
     store = await object_store.connect(settings)

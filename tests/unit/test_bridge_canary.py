@@ -33,13 +33,14 @@ class World:
         self.store = MemoryObjectStore("images", targets=TARGETS)
         self.store.before_call = self._announce
         self.announced = {Operation.PUT, Operation.DELETE}
+        self.names = {Operation.PUT: "ObjectCreated:Put", Operation.DELETE: "ObjectRemoved:Delete"}
         self.gaps = 0
         self.turns = asyncio.Semaphore(0)
         self.turned = asyncio.Event()
 
     async def _announce(self, operation: Operation, bucket: str, key: str | None) -> None:
         if operation in self.announced and key is not None:
-            name = {Operation.PUT: "ObjectCreated:Put", Operation.DELETE: "ObjectRemoved:Delete"}[operation]
+            name = self.names[operation]
             entity = {"bucket": {"name": bucket}, "object": {"key": key}}
             record = {"eventName": name, "eventTime": "2026-03-01T10:20:30.456Z", "s3": entity}
             await self.broker.send(OBJECT_NOTIFICATIONS, [Message(b"", json.dumps({"Records": [record]}).encode())])
@@ -123,6 +124,13 @@ async def test_a_change_that_is_not_announced_is_told_of_and_looked_for(world: W
         world.announced.add(silent)
         await world.next_turn()
         await canary.check()
+
+
+async def test_a_late_copy_of_the_put_is_no_removal(world: World) -> None:
+    world.names[Operation.DELETE] = world.names[Operation.PUT]
+    async with world.flown() as canary:
+        with pytest.raises(StoreUnavailable, match="not announced"):
+            await canary.check()
 
 
 async def test_rules_that_were_taken_away_are_told_of_with_what_to_do(world: World) -> None:
