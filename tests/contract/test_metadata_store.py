@@ -62,20 +62,24 @@ async def _empty(url: str) -> None:
 
 
 @pytest.fixture(params=KINDS)
-async def stores(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Stores]:
+def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str | None:
+    """None: the twin's turn, for which no server is started."""
+    if request.param == "mariadb":
+        full_settings: FreshSettings = request.getfixturevalue("full_settings")
+        return full_settings(CommonSettings).database_url.get_secret_value()
+    return {"sqlite": f"sqlite+aiosqlite:///{tmp_path}/metadata.db", "server": SERVER_URL}.get(request.param)
+
+
+@pytest.fixture
+async def stores(database_url: str | None) -> AsyncIterator[Stores]:
     clock = Clock()
-    if request.param == "memory":
+    if database_url is None:
         twin = MemoryMetadataStore(clock)
         yield Stores(twin, clock, lambda: twin)
         return
-    url = f"sqlite+aiosqlite:///{tmp_path}/metadata.db"
-    if request.param == "server":
-        assert SERVER_URL is not None
-        url = SERVER_URL
+    url = database_url
+    if url == SERVER_URL:
         await _empty(url)
-    if request.param == "mariadb":
-        full_settings: FreshSettings = request.getfixturevalue("full_settings")
-        url = full_settings(CommonSettings).database_url.get_secret_value()
     await upgrade_schema(CommonSettings.model_validate({"database_url": url}))
     opened: list[MetadataStore] = []
 
