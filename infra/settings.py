@@ -83,7 +83,8 @@ class CommonSettings(_Settings):
 
     database_url: SecretStr = Field(
         SecretStr("sqlite+aiosqlite:///.image-search/embedded/metadata.db"),
-        description="SQLAlchemy URL: sqlite+aiosqlite:///PATH or mysql+aiomysql://user:password@host:port/name.",
+        description="SQLAlchemy URL: sqlite+aiosqlite:///PATH or mysql+aiomysql://user:password@host:port/name; "
+        "with ?ssl_ca=FILE (and &ssl_cert=FILE&ssl_key=FILE) only over TLS, to a server with a certificate of that CA.",
     )
     database_pool_size: int = Field(5, ge=1, le=100, description="Database connections of a process.")
     database_timeout_seconds: float = Field(10.0, gt=0, description="Longest wait for one transaction.")

@@ -18,6 +18,7 @@ from sqlalchemy.exc import ArgumentError, DBAPIError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 from infra.errors import ConfigurationError, StoreUnavailable
+from infra.metadata_store.tls import refuse_unencrypted, split_tls
 
 Result = TypeVar("Result")
 Work = Callable[[AsyncConnection], Awaitable[Result]]
@@ -103,8 +104,9 @@ def _sqlite_engine(url: URL, path: Path, pool_size: int, timeout: float) -> Asyn
 
 
 def _server_engine(url: URL, pool_size: int, timeout: float) -> AsyncEngine:
-    return create_async_engine(
-        url,
+    plain, context = split_tls(url)
+    engine = create_async_engine(
+        plain,
         pool_size=pool_size,
         max_overflow=0,
         pool_pre_ping=True,
@@ -112,8 +114,11 @@ def _server_engine(url: URL, pool_size: int, timeout: float) -> AsyncEngine:
         pool_timeout=timeout,
         # Fewer gap locks, so fewer deadlocks; and a transaction that waited for a row sees what it waited for.
         isolation_level="READ COMMITTED",
-        connect_args={"connect_timeout": timeout},
+        connect_args={"connect_timeout": timeout, "ssl": context},
     )
+    if context is not None:
+        refuse_unencrypted(engine.sync_engine)
+    return engine
 
 
 class Database:

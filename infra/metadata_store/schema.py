@@ -20,6 +20,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from infra.errors import ConfigurationError, StoreUnavailable
 from infra.metadata_store.engine import STORE, UPGRADE_HINT, Database, parse_url, set_sqlite_pragmas, sqlite_path, translated
+from infra.metadata_store.tls import split_tls
 from infra.settings import CommonSettings
 
 _MIGRATIONS = Path(__file__).parents[1] / "migrations"
@@ -86,7 +87,8 @@ def _engine(url: URL) -> Engine:
     """A plain engine, for the thread that the migrations run in: Alembic does not await."""
     path = sqlite_path(url)
     if path is None:
-        return sqlalchemy.create_engine(url.set(drivername="mysql+pymysql"), connect_args={"connect_timeout": _LOCK_SECONDS})
+        plain, context = split_tls(url.set(drivername="mysql+pymysql"))
+        return sqlalchemy.create_engine(plain, connect_args={"connect_timeout": _LOCK_SECONDS, "ssl": context})
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
