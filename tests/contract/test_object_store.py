@@ -6,12 +6,13 @@ import asyncio
 import hashlib
 import uuid
 from collections.abc import AsyncIterator
+from dataclasses import dataclass, replace
 
 import pytest
 
 from infra import object_store
 from infra.errors import ImageRejected, ObjectGone, StoreRefused
-from infra.object_store.interface import ObjectStat, ObjectStore
+from infra.object_store.interface import NotificationRule, ObjectStat, ObjectStore
 from infra.object_store.memory import MemoryObjectStore
 from infra.settings import CommonSettings
 from schemas.events import ReasonCode
@@ -278,3 +279,75 @@ async def test_a_bucket_is_made_once(store: ObjectStore) -> None:
     await store.ensure_bucket(name)
     await store.check(name)
     assert [stat.ref.key for stat in await listed(store, name)] == ["kept.jpg"]
+
+
+# -- notification rules, on the stores that have them --------------------------------------------------------------------
+@dataclass(frozen=True)
+class Announcer:
+    """A store with a bucket, and two targets that its rules may name."""
+
+    store: ObjectStore
+    bucket: str
+    targets: tuple[str, ...]
+
+
+@pytest.fixture
+async def memory_announcer() -> AsyncIterator[Announcer]:
+    targets = ("arn:minio:sqs::direct:kafka", "arn:minio:sqs::stored:kafka")
+    yield Announcer(MemoryObjectStore("contract", targets=targets), "contract", targets)
+
+
+@pytest.fixture
+async def minio_announcer(minio_store: ObjectStore, full_servers: Servers) -> AsyncIterator[Announcer]:
+    bucket = f"contract-{uuid.uuid4().hex[:12]}"
+    await minio_store.ensure_bucket(bucket)
+    yield Announcer(minio_store, bucket, full_servers.settings.notification_arns)
+
+
+@pytest.fixture(params=["memory", "minio"])
+def announcer(request: pytest.FixtureRequest) -> Announcer:
+    found: Announcer = request.getfixturevalue(f"{request.param}_announcer")
+    return found
+
+
+async def test_a_bucket_begins_without_notification_rules(announcer: Announcer) -> None:
+    assert await announcer.store.notification_rules(announcer.bucket) == []
+
+
+async def test_notification_rules_come_back_as_they_were_set_and_take_the_place_of_all(announcer: Announcer) -> None:
+    store, bucket = announcer.store, announcer.bucket
+    one = NotificationRule(announcer.targets[0], frozenset({"s3:ObjectCreated:*", "s3:ObjectRemoved:*"}), "one")
+    other = NotificationRule(announcer.targets[1], frozenset({"s3:ObjectCreated:Put"}), "other", prefix="a b/ä", suffix=".JPG")
+    await store.set_notification_rules(bucket, [one, other])
+    assert {*await store.notification_rules(bucket)} == {one, other}
+    await store.set_notification_rules(bucket, [other])
+    assert await store.notification_rules(bucket) == [other]
+    await store.set_notification_rules(bucket, [])
+    assert await store.notification_rules(bucket) == []
+
+
+async def test_a_rule_to_an_unknown_target_is_refused_and_changes_nothing(announcer: Announcer) -> None:
+    rule = NotificationRule(announcer.targets[0], frozenset({"s3:ObjectCreated:*"}), "one")
+    await announcer.store.set_notification_rules(announcer.bucket, [rule])
+    with pytest.raises(StoreRefused) as caught:
+        await announcer.store.set_notification_rules(announcer.bucket, [replace(rule, target="arn:minio:sqs::nobody:kafka")])
+    assert caught.value.reason is ReasonCode.OBJECT_UNREADABLE
+    assert await announcer.store.notification_rules(announcer.bucket) == [rule]
+
+
+async def test_rules_of_a_missing_bucket(announcer: Announcer) -> None:
+    for call in (
+        announcer.store.notification_rules("no-such-bucket-0"),
+        announcer.store.set_notification_rules("no-such-bucket-0", []),
+    ):
+        with pytest.raises(StoreRefused) as caught:
+            await call
+        assert caught.value.reason is ReasonCode.BUCKET_NOT_FOUND
+
+
+async def test_seaweedfs_has_no_rules_and_refuses_them(seaweedfs_store: ObjectStore) -> None:
+    name = f"contract-{uuid.uuid4().hex[:12]}"
+    await seaweedfs_store.ensure_bucket(name)
+    rule = NotificationRule("arn:minio:sqs::direct:kafka", frozenset({"s3:ObjectCreated:*"}), "one")
+    with pytest.raises(StoreRefused):
+        await seaweedfs_store.set_notification_rules(name, [rule])

@@ -123,6 +123,13 @@ class Deployment:
         prefix = f"-pathPrefix={BUCKETS_DIR}{self.bucket.name}/"
         return [one for one in psutil.Process().children(recursive=True) if prefix in _command_line(one)]
 
+    async def child(self) -> psutil.Process:
+        """Waited for, because the system does not tell the command of a process while it is being started."""
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            while not (found := self.children()):
+                await asyncio.sleep(0.05)
+        return found[0]
+
 
 def _command_line(process: psutil.Process) -> list[str]:
     try:
@@ -345,7 +352,7 @@ async def _bridge_process(deployment: Deployment) -> AsyncIterator[asyncio.subpr
 
 async def test_sigterm_stops_it_in_order(deployment: Deployment) -> None:
     async with _bridge_process(deployment) as process:
-        [child] = deployment.children()
+        child = await deployment.child()
         process.terminate()
         async with asyncio.timeout(10):
             assert await process.wait() == 0
@@ -359,7 +366,7 @@ async def test_killed_it_leaves_no_child_and_loses_nothing(deployment: Deploymen
     async with _bridge_process(deployment) as process:
         await deployment.bucket.put("before.jpg")
         await deployment.until(lambda: deployment.said_of("before.jpg", Cause.NOTIFICATION) == "+")
-        [child] = deployment.children()
+        child = await deployment.child()
         process.kill()
         await process.wait()
         await deployment.until(lambda: not child.is_running() or child.status() == psutil.STATUS_ZOMBIE)
