@@ -11,7 +11,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import jsonschema
+import kubernetes_validate
 import pytest
+import yaml
 from prometheus_client import Counter, Gauge, Histogram
 from pydantic import SecretStr
 
@@ -24,9 +27,6 @@ from schemas.tables import JobState
 from schemas.topics import OBJECT_NOTIFICATIONS, OBJECTS, PROCESSOR_GROUP
 
 # Of the development extra: a checkout whose environment is older than its lock has them not yet.
-yaml = pytest.importorskip("yaml")
-jsonschema = pytest.importorskip("jsonschema")
-kubernetes_validate = pytest.importorskip("kubernetes_validate")
 
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "infra/deploy"
