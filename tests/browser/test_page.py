@@ -169,6 +169,8 @@ async def test_pictures_arrive_live(page: Page, service: Service) -> None:
     await expect(page.locator(".arrival[data-kind=failed]")).to_contain_text("page-live/broken.jpg")
     await arrival.locator("button").click()
     await expect(page.locator("#drop-title")).to_have_text("Like page-live/new.jpg")
+    # Drawn before it is deleted: a picture that goes while the page fetches it is a 404 in the browser's console.
+    await expect(page.locator("#preview")).to_be_visible()
     await service.search(jpeg(100), wait_for=await service.delete("page-live/new.jpg"))
     await expect(page.locator(".arrival[data-kind=deleted]")).to_contain_text("page-live/new.jpg")
 
