@@ -65,7 +65,7 @@ class _Bucket(_Part):
 
 class _Object(_Part):
     key: str = Field(min_length=1)
-    size: Annotated[int | None, BeforeValidator(_absent_if_empty), Field(ge=0)] = None
+    size: Annotated[Annotated[int, Field(ge=0)] | None, BeforeValidator(_absent_if_empty)] = None
     e_tag: OptionalText = None
     version_id: OptionalText = None
     sequencer: OptionalText = None

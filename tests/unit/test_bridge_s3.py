@@ -300,6 +300,21 @@ JSON = st.recursive(
 )
 
 
+def test_a_size_that_is_null_is_a_size_that_is_not_told() -> None:
+    document = {
+        "Records": [
+            {
+                "eventName": "s3:ObjectCreated:Put",
+                "eventSource": "minio:s3",
+                "eventTime": "2026-01-02T03:04:05.000Z",
+                "s3": {"bucket": {"name": "images"}, "object": {"key": "a.jpg", "size": None}},
+            }
+        ]
+    }
+    (event,) = parse(json.dumps(document).encode()).events
+    assert event.data.size is None
+
+
 @given(data=st.data())
 def test_any_damage_to_a_notification_is_read_or_refused(data: st.DataObject) -> None:
     document: dict[str, Any] = json.loads(sample("minio_put.json"))
