@@ -112,6 +112,8 @@ class Batcher(Service):
     def drop(self) -> None:
         """The partitions are taken away: forget what waits, and let batches that wrote nothing yet end at their next step."""
         self._assignment += 1
+        if self.in_hand:
+            log.info("partitions were taken away", events=self.in_hand)
 
     @Service.task
     async def _feed(self) -> None:

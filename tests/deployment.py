@@ -45,16 +45,33 @@ def environment_of(settings: ProcessorSettings) -> dict[str, str]:
 
 
 class WorkerProcess:
-    """A worker as a process; `kill_after` names the step after which it is killed, once, by SIGKILL."""
+    """A worker as a process. `kill_after`: the step after which it is killed, once, by SIGKILL. `hold_after`: the step after
+    which its batches wait until `release`."""
 
-    def __init__(self, settings: ProcessorSettings, folder: Path, *, name: str, kill_after: int | None = None) -> None:
+    def __init__(
+        self,
+        settings: ProcessorSettings,
+        folder: Path,
+        *,
+        name: str,
+        kill_after: int | None = None,
+        hold_after: int | None = None,
+    ) -> None:
         self.log = folder / f"{name}.log"
+        self._released = folder / f"{name}.released"
         self.port = settings.processor_port
         environment = {**os.environ, **environment_of(settings)}
         environment[f"{ENV_PREFIX}PROCESSOR_DATA_DIR"] = str(folder / name)
-        command = [sys.executable, "-m", "tests.faults.worker", str(kill_after or 0)]
+        failpoint = [str(kill_after or 0), str(hold_after or 0), str(self._released)]
+        command = [sys.executable, "-m", "tests.faults.worker", *failpoint]
         with self.log.open("ab") as output:
             self.process = subprocess.Popen(command, env=environment, stdout=output, stderr=output, start_new_session=True)
+
+    def release(self) -> None:
+        self._released.touch()
+
+    async def says(self, words: str) -> bool:
+        return words in await asyncio.to_thread(self.log.read_text)
 
     async def wait_dead(self, seconds: float = SETTLE_SECONDS) -> int:
         return await asyncio.wait_for(asyncio.to_thread(self.process.wait), seconds)
@@ -84,9 +101,10 @@ class Deployment:
     def bucket(self) -> str:
         return self.settings.buckets[0]
 
-    def worker(self, *, kill_after: int | None = None, **changes: object) -> WorkerProcess:
+    def worker(self, *, kill_after: int | None = None, hold_after: int | None = None, **changes: object) -> WorkerProcess:
         settings = self.settings.model_copy(update={"processor_port": ports.find_free(1)[0], **changes})
-        worker = WorkerProcess(settings, self.folder, name=f"worker-{len(self.workers)}", kill_after=kill_after)
+        name = f"worker-{len(self.workers)}"
+        worker = WorkerProcess(settings, self.folder, name=name, kill_after=kill_after, hold_after=hold_after)
         self.workers.append(worker)
         return worker
 

@@ -32,7 +32,7 @@ class Inspector:
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
         self._admin = KeptClient(self._start_admin, lambda admin: connection.ended(admin.close()))
-        self._consumer = KeptClient(self._start_consumer, lambda consumer: connection.ended(consumer.stop()))
+        self._consumer = KeptClient(self._start_consumer, connection.consumer_ended)
         self._looking = asyncio.Lock()
 
     async def check(self) -> None:
@@ -128,7 +128,7 @@ class Inspector:
         try:
             await consumer.start()
         except BaseException:
-            await self._connection.ended(consumer.stop())
+            await self._connection.consumer_ended(consumer)
             raise
         return consumer
 

@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
-from aiokafka import errors  # type: ignore[import-untyped]  # aiokafka ships no types
+from aiokafka import AIOKafkaConsumer, errors  # type: ignore[import-untyped]  # aiokafka ships no types
 
 from infra.errors import StoreUnavailable
 from infra.settings import CommonSettings
@@ -67,3 +67,21 @@ class Connection:
         with suppress(StoreUnavailable):
             async with self.bounded():
                 await ending
+
+    async def consumer_ended(self, consumer: AIOKafkaConsumer) -> None:
+        """As `ended`, for a consumer of the library."""
+        await self.ended(_stop(consumer))
+
+
+async def _stop(consumer: AIOKafkaConsumer) -> None:
+    task = asyncio.current_task()
+    assert task is not None
+    cancelled_before = task.cancelling()
+    try:
+        await consumer.stop()
+    except asyncio.CancelledError:
+        if task.cancelling() > cancelled_before:
+            raise
+        # Nobody cancelled us. aiokafka 0.14 cancels its own fetches, and one that waits to try again, because its broker is
+        # away, hands that on to whoever stops it: our task would end without a word, and its connections would stay open.
+        await consumer._client.close()

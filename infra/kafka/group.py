@@ -46,7 +46,7 @@ async def consuming(connection: Connection, inspector: Inspector, topic: Topic, 
             await consumer.start()
         yield KafkaGroupReader(connection, inspector, consumer, topic, group)
     finally:
-        await connection.ended(consumer.stop())
+        await connection.consumer_ended(consumer)
 
 
 class KafkaGroupReader:

@@ -40,7 +40,7 @@ async def reading(
         async with aclosing(_batches(connection, consumer, partitions)) as batches:
             yield batches
     finally:
-        await connection.ended(consumer.stop())
+        await connection.consumer_ended(consumer)
 
 
 async def _batches(

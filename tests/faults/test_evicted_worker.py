@@ -9,15 +9,18 @@ from __future__ import annotations
 import asyncio
 import signal
 from collections.abc import AsyncIterator, Awaitable, Callable
-from functools import partial
 from pathlib import Path
 
 import pytest
+from aiokafka.admin import AIOKafkaAdminClient  # type: ignore[import-untyped]  # aiokafka ships no types
+from aiokafka.errors import KafkaError  # type: ignore[import-untyped]  # aiokafka ships no types
 
 from infra.settings import ProcessorSettings
 from schemas.tables import RowState
+from schemas.topics import PROCESSOR_GROUP
 from tests.conftest import FreshSettings
 from tests.deployment import Deployment, deployed
+from tests.faults.worker import HELD
 from tests.pictures import jpeg
 
 OBJECTS = 120
@@ -40,17 +43,19 @@ async def deployment(fresh_settings: FreshSettings, tmp_path: Path) -> AsyncIter
 
 
 async def test_two_workers_one_evicted_and_one_killed(deployment: Deployment) -> None:
-    first, second = deployment.worker(), deployment.worker()
-    await _both_have_partitions(deployment)
+    first, second = deployment.worker(), deployment.worker(hold_after=4)
+    await _until(lambda: _both_are_members(deployment))
     await deployment.send([await deployment.put(_key(number), jpeg(number, (160, 120))) for number in range(OBJECTS)])
-    await _until(lambda: _indexed(deployment, 4))
+    await _until(lambda: second.says(HELD))
     second.process.send_signal(signal.SIGSTOP)
     for number in range(0, OBJECTS, 10):
         await deployment.send([await deployment.put(_key(number), jpeg(1000 + number, (160, 120)))])
         await deployment.send([await deployment.remove(_key(number + 5))])
     await deployment.settle()  # only possible when the group has given all partitions to the first
     second.process.send_signal(signal.SIGCONT)
-    await _until(lambda: _says(second.log, "batch dropped"))
+    await _until(lambda: second.says("partitions were taken away"))
+    second.release()
+    await _until(lambda: second.says("batch dropped"))
     assert second.process.poll() is None, deployment.last_lines()
     await _as_the_bucket_says(deployment)
 
@@ -73,19 +78,20 @@ async def _as_the_bucket_says(deployment: Deployment) -> None:
     assert states == dict.fromkeys(deleted, RowState.DELETED) | dict.fromkeys(indexed, RowState.INDEXED)
 
 
-async def _both_have_partitions(deployment: Deployment) -> None:
-    for worker in deployment.workers:
-        await _until(partial(_says, worker.log, "worker started"))
-    # The one that came last joins the group at the next heartbeat of the other, a third of a session later.
-    await asyncio.sleep(SESSION_SECONDS / 2)
-
-
-async def _indexed(deployment: Deployment, least: int) -> bool:
-    return len(await deployment.rows()) >= least
-
-
-async def _says(log: Path, words: str) -> bool:
-    return words in await asyncio.to_thread(log.read_text)
+async def _both_are_members(deployment: Deployment) -> bool:
+    """The group has shared its partitions among both, so each of them gets some of what is sent from now on."""
+    admin = AIOKafkaAdminClient(bootstrap_servers=list(deployment.settings.kafka_bootstrap))
+    await admin.start()
+    try:
+        [answer] = await admin.describe_consumer_groups([deployment.settings.kafka_topic_prefix + PROCESSOR_GROUP])
+    except KafkaError as error:
+        if not error.retriable:
+            raise
+        return False  # a broker that has just started has no coordinator yet
+    finally:
+        await admin.close()
+    [group] = answer.to_object()["groups"]
+    return group["state"] == "Stable" and len(group["members"]) == len(deployment.workers)
 
 
 async def _until(condition: Callable[[], Awaitable[bool]]) -> None:

@@ -1,4 +1,8 @@
-"""The real worker with one addition: it kills itself by SIGKILL after a given step, once work has come through it."""
+"""The real worker with one addition, after a given step of a batch: it kills itself by SIGKILL, or holds the batch there until
+a file appears.
+
+Arguments: step to be killed after (0: never), step to hold after (0: never), that file.
+"""
 
 from __future__ import annotations
 
@@ -8,10 +12,14 @@ import signal
 import sys
 from pathlib import Path
 
+import structlog
+
 from infra.settings import ProcessorSettings, load
 from infra.telemetry import configure_logging
 from processors.app import run
 from processors.pipeline import AfterStep
+
+HELD = "a batch is held"
 
 
 def killer(after: int) -> AfterStep:
@@ -22,8 +30,24 @@ def killer(after: int) -> AfterStep:
     return kill
 
 
+def holder(after: int, release: Path) -> AfterStep:
+    async def hold(step: int) -> None:
+        if step == after and not await asyncio.to_thread(release.exists):
+            structlog.get_logger().info(HELD, step=step)
+            while not await asyncio.to_thread(release.exists):
+                await asyncio.sleep(0.05)
+
+    return hold
+
+
+def after_step(kill_after: int, hold_after: int, release: Path) -> AfterStep | None:
+    if kill_after:
+        return killer(kill_after)
+    return holder(hold_after, release) if hold_after else None
+
+
 if __name__ == "__main__":
     settings = load(ProcessorSettings, state_dir=Path("/nonexistent"))
     configure_logging(settings, "worker")
-    kill_after = int(sys.argv[1])
-    sys.exit(asyncio.run(run(settings, after_step=killer(kill_after) if kill_after else None)))
+    failpoint = after_step(int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]))
+    sys.exit(asyncio.run(run(settings, after_step=failpoint)))

@@ -74,6 +74,23 @@ class LibraryProducer:
         self.pending.clear()
 
 
+class LibraryConsumer:
+    """Stands in for aiokafka's consumer, whose end hands on that a fetch of its own was cancelled, or waits for ever."""
+
+    def __init__(self, *, ends: bool) -> None:
+        self.ends, self.connected = ends, True
+        self._client = self
+
+    async def stop(self) -> None:
+        fetch = asyncio.ensure_future(asyncio.Event().wait())
+        if self.ends:
+            fetch.cancel()
+        await fetch
+
+    async def close(self) -> None:
+        self.connected = False
+
+
 class KnownTopics(Inspector):
     async def partitions(self, topic: Topic) -> list[object]:
         return [topic]
@@ -144,6 +161,21 @@ async def test_closing_does_not_wait_for_ever_for_a_broker_that_is_away(producer
         await producer.send(OBJECTS, [Message(b"k", b"first")])
     async with asyncio.timeout(5):
         await producer.close()
+
+
+async def test_a_cancelled_fetch_of_the_library_does_not_end_whoever_stops_its_consumer() -> None:
+    consumer = LibraryConsumer(ends=True)
+    await CONNECTION.consumer_ended(consumer)
+    assert not consumer.connected
+
+
+async def test_whoever_is_cancelled_while_a_consumer_ends_is_cancelled() -> None:
+    stopping = asyncio.create_task(Connection((), prefix="", timeout_seconds=60).consumer_ended(LibraryConsumer(ends=False)))
+    await asyncio.sleep(0)
+    stopping.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await stopping
+    await CONNECTION.consumer_ended(LibraryConsumer(ends=False))  # and its time-out is no cancellation
 
 
 async def test_a_client_is_kept_while_it_works_and_replaced_after_a_failure() -> None:
