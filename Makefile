@@ -57,8 +57,8 @@ check: $(DEVELOPMENT)  ## Lint, format, types (strict), import rules
 bench: full-servers  ## Measure against the goals; writes build/bench.json
 	$(BIN)/python -m tests.benchmarks
 
-soak: $(DEVELOPMENT)  ## Constant load and a kill every minute (MINUTES=30); writes build/soak.json
-	MINUTES=$(or $(MINUTES),30) $(BIN)/python -m tests.soak
+soak: full-servers  ## Constant load and a kill every minute (MINUTES=30 PROFILE=embedded); writes build/soak.json
+	MINUTES=$(or $(MINUTES),30) PROFILE=$(PROFILE) $(BIN)/python -m tests.soak
 
 lock:  ## Resolve the dependencies anew and write both lock files (needs the program uv)
 	@command -v uv >/dev/null || { echo "make lock needs the program uv: pip install uv"; exit 1; }

@@ -1,4 +1,5 @@
-"""`make soak MINUTES=30`: a constant rate of puts, overwrites and deletes, and a part killed every minute. Never in the tests.
+"""`make soak MINUTES=30 PROFILE=embedded`: a constant rate of puts, overwrites and deletes, and a part killed every minute.
+Never in the tests.
 
 At the end the index must equal what was acknowledged to the client: nothing lost, nothing left over. Bounded in time and in
 number, on loopback only; writes build/soak.json.
@@ -7,12 +8,14 @@ number, on loopback only; writes build/soak.json.
 from __future__ import annotations
 
 import json
+import math
 import os
 import random
 import sys
 import tempfile
 import threading
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,7 +32,10 @@ from tests.pictures import jpeg
 from tests.stack import FullStack
 
 RESULTS = Path("build/soak.json")
-PROGRAMS = ("worker", "bridge", "serve", "kafka", "milvus", "weed")
+PROGRAMS = {
+    "embedded": ("worker", "bridge", "serve", "kafka", "milvus", "weed"),
+    "full": ("worker", "bridge", "serve", "kafka", "milvus", "minio", "mariadbd"),
+}
 CAPACITY_PUTS = 300
 SHARE_OF_CAPACITY = 0.7
 KILL_EVERY_SECONDS = 60.0
@@ -44,12 +50,14 @@ class Run:
     s3: Any
     bucket: str
     dice: random.Random
+    programs: Sequence[str]
     live: dict[str, str] = field(default_factory=dict)
     """Key to ETag of what the store acknowledged last."""
     puts: int = 0
     deletes: int = 0
     refused: int = 0
     kills: dict[str, int] = field(default_factory=dict)
+    next_victims: list[str] = field(default_factory=list)
     samples: list[dict[str, float]] = field(default_factory=list)
 
     def put(self, number: int, version: int) -> None:
@@ -74,20 +82,25 @@ class Run:
                 time.sleep(0.2)
 
     def kill_one(self) -> None:
-        program = self.dice.choice(PROGRAMS)
+        """In rounds, each in an order of its own, so that no part is spared."""
+        self.next_victims = self.next_victims or self.dice.sample(self.programs, len(self.programs))
+        program = self.next_victims.pop()
         processes = self.stack.programs().get(program)
         if processes:
             processes[0].kill()
             self.kills[program] = self.kills.get(program, 0) + 1
 
-    def sample(self, minute: float) -> None:
-        memory = sum(self.stack.resident_bytes().values()) / 2**20
+    def waiting(self) -> float:
+        """Events that no worker has committed; not a number while nobody answers."""
         try:
             status = requests.get(f"{self.stack.query_url}/v1/status", timeout=10).json()
-            pending = float(status["lag"]["objects"]["pending"])
+            return float(status["lag"]["objects"]["pending"])
         except (requests.RequestException, KeyError):
-            pending = float("nan")
-        self.samples.append({"minute": round(minute, 1), "resident_mib": round(memory), "pending": pending})
+            return math.nan
+
+    def sample(self, minute: float) -> None:
+        memory = sum(self.stack.resident_bytes().values()) / 2**20
+        self.samples.append({"minute": round(minute, 1), "resident_mib": round(memory), "waiting": self.waiting()})
 
 
 def capacity(run: Run) -> float:
@@ -129,6 +142,14 @@ def indexed_now(run: Run) -> dict[str, str]:
         parameters["cursor"] = page["next"]
 
 
+def catch_up(run: Run) -> float:
+    """Seconds from the last put until nothing waits, with all that was killed last starting again meanwhile."""
+    started = time.monotonic()
+    while run.waiting() != 0 and time.monotonic() < started + SETTLE_SECONDS:
+        time.sleep(1)
+    return time.monotonic() - started
+
+
 def settle(run: Run) -> dict[str, Any]:
     deadline = time.monotonic() + SETTLE_SECONDS
     while True:
@@ -150,7 +171,7 @@ def slope_mib_an_hour(samples: list[dict[str, float]]) -> float:
     return 60 * sum((a - mean_x) * (b - mean_y) for a, b in zip(x, y, strict=True)) / spread
 
 
-def soak(stack: FullStack, minutes: float, seed: int, console: Console) -> bool:
+def soak(stack: FullStack, profile: str, minutes: float, seed: int, console: Console) -> bool:
     variables = stack.variables()
     s3 = boto3.client(
         "s3",
@@ -160,7 +181,7 @@ def soak(stack: FullStack, minutes: float, seed: int, console: Console) -> bool:
         region_name="us-east-1",
         config=Config(s3={"addressing_style": "path"}, retries={"total_max_attempts": 1}, connect_timeout=5, read_timeout=20),
     )
-    run = Run(stack, s3, variables["S3_BUCKET"], random.Random(seed))
+    run = Run(stack, s3, variables["S3_BUCKET"], random.Random(seed), PROGRAMS[profile])
     most = capacity(run)
     rate = SHARE_OF_CAPACITY * most
     console.print(f"capacity {most:.0f} pictures a second; {rate:.1f} a second for {minutes:g} minutes, seed {seed}")
@@ -174,12 +195,14 @@ def soak(stack: FullStack, minutes: float, seed: int, console: Console) -> bool:
         if client.is_alive():
             run.kill_one()
         console.print(f"{run.puts} puts, {sum(run.kills.values())} kills, {run.samples[-1]}")
+    caught_up = catch_up(run)
     report = settle(run)
     found = indexed_now(run)
     lost = [key for key, etag in run.live.items() if found.get(key) != etag]
     ghosts = [key for key in found if key not in run.live]
     figures = {
         "machine": machine(),
+        "profile": profile,
         "minutes": minutes,
         "seed": seed,
         "rate_per_second": round(rate, 1),
@@ -190,6 +213,8 @@ def soak(stack: FullStack, minutes: float, seed: int, console: Console) -> bool:
         "lost": len(lost),
         "ghosts": len(ghosts),
         "verify_clean": bool(report.get("clean")),
+        "seconds_until_all_was_worked_on": round(caught_up),
+        "most_events_waiting": max((one["waiting"] for one in run.samples if not math.isnan(one["waiting"])), default=math.nan),
         "resident_slope_mib_an_hour": round(slope_mib_an_hour(run.samples)),
         "samples": run.samples,
     }
@@ -205,10 +230,14 @@ def soak(stack: FullStack, minutes: float, seed: int, console: Console) -> bool:
 
 def main() -> None:
     minutes, seed = float(os.environ.get("MINUTES", "30")), int(os.environ.get("SEED", "1"))
+    profile = os.environ.get("PROFILE", "embedded")
     console = Console()
-    with tempfile.TemporaryDirectory(prefix="image-search-soak-") as folder, FullStack.running(Path(folder)) as stack:
+    with (
+        tempfile.TemporaryDirectory(prefix="image-search-soak-") as folder,
+        FullStack.running(Path(folder), arguments=("--profile", profile)) as stack,
+    ):
         psutil.Process().nice(5)  # the load generator must not starve what it measures
-        good = soak(stack, minutes, seed, console)
+        good = soak(stack, profile, minutes, seed, console)
     sys.exit(0 if good else 1)
 
 
