@@ -62,19 +62,27 @@ _profile_option = click.option(
 @click.option("--detach", is_flag=True, help="Return when everything is ready; end it with `down`.")
 @click.option("--samples", is_flag=True, help="Put the sample pictures into the bucket when it is empty.")
 @click.option("--workers", type=click.IntRange(1, 32), help="Worker processes that share the work. Default: as before, or 1.")
+@click.option("--servers-only", is_flag=True, help="Servers and upgrade, none of the services: to restore a backup.")
 @click.option("--ready-fd", type=int, hidden=True, help="Descriptor that is told when everything is ready.")
 @click.pass_context
 def up(
-    ctx: click.Context, *, profile: str | None, detach: bool, samples: bool, workers: int | None, ready_fd: int | None
+    ctx: click.Context,
+    *,
+    profile: str | None,
+    detach: bool,
+    samples: bool,
+    workers: int | None,
+    servers_only: bool,
+    ready_fd: int | None,
 ) -> None:
     """Start servers and services on this machine, and stay until Ctrl-C."""
     from infra.local_stack import foreground
 
     folder = _folder(ctx, profile)
     if detach:
-        foreground.detach(folder, samples=samples, workers=workers)
+        foreground.detach(folder, samples=samples, workers=workers, servers_only=servers_only)
     else:
-        foreground.stay(folder, samples=samples, workers=workers, ready_fd=ready_fd)
+        foreground.stay(folder, samples=samples, workers=workers, servers_only=servers_only, ready_fd=ready_fd)
 
 
 @cli.command()
@@ -134,12 +142,9 @@ async def _upgrade(settings: ProcessorSettings) -> None:
 @click.pass_context
 def verify(ctx: click.Context, *, as_json: bool) -> None:
     """Compare bucket, rows and vectors, and change nothing. Exit status 1 if they disagree."""
-    from infra.telemetry import configure_logging
     from infra.verify import verify as compare
 
-    settings = load(CommonSettings, state_dir=ctx.obj)
-    configure_logging(settings, "verify")
-    report = asyncio.run(compare(settings))
+    report = asyncio.run(compare(_settings(ctx, "verify")))
     if as_json:
         click.echo(report.to_json())
     else:
@@ -150,6 +155,48 @@ def verify(ctx: click.Context, *, as_json: bool) -> None:
                 click.echo(f"  {finding.bucket}/{finding.key}: {finding.detail}")
     if not report.clean:
         ctx.exit(EXIT_FAILED)
+
+
+@cli.command()
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.pass_context
+def backup(ctx: click.Context, folder: Path) -> None:
+    """Copy rows and vectors into FOLDER, which must be new. Services may run meanwhile. Pictures are not in it."""
+    from rich.console import Console
+
+    from infra.backup import take_backup
+    from infra.backup.display import CopyDisplay
+
+    with CopyDisplay(Console(stderr=True)) as display:
+        manifest = asyncio.run(take_backup(_settings(ctx, "backup"), folder, display))
+    rows = {name: part.rows for name, part in manifest.tables.items() if part.rows}
+    vectors = {part.model: part.vectors for part in manifest.collections.values()}
+    click.echo(f"{folder}: rows: {_counts(rows)}; vectors: {_counts(vectors)}")
+
+
+@cli.command()
+@click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.option("--continue", "go_on", is_flag=True, help="Go on with a restore that was interrupted: what is there stays.")
+@click.pass_context
+def restore(ctx: click.Context, folder: Path, *, go_on: bool) -> None:
+    """Copy rows and vectors from a backup in FOLDER into empty stores that `upgrade` has made. Services must be stopped."""
+    from rich.console import Console
+
+    from infra.backup import restore_backup
+    from infra.backup.display import CopyDisplay
+
+    with CopyDisplay(Console(stderr=True)) as display:
+        done = asyncio.run(restore_backup(_settings(ctx, "restore"), folder, display, go_on=go_on))
+    click.echo(f"{done.rows} rows and {done.vectors} vectors restored, {done.passed_over} vectors passed over")
+    click.echo("next: start the services, then `image-search rebuild` for what changed since, and `image-search verify`")
+
+
+def _settings(ctx: click.Context, name: str) -> CommonSettings:
+    from infra.telemetry import configure_logging
+
+    settings = load(CommonSettings, state_dir=ctx.obj)
+    configure_logging(settings, name)
+    return settings
 
 
 def _counts(numbers: Mapping[str, int]) -> str:

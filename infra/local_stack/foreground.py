@@ -24,21 +24,34 @@ READY = b"ready\n"
 FOLLOW_SECONDS = 0.2
 
 
-def stay(folder: StackFolder, *, samples: bool, workers: int | None = None, ready_fd: int | None = None) -> None:
+def stay(
+    folder: StackFolder,
+    *,
+    samples: bool,
+    workers: int | None = None,
+    servers_only: bool = False,
+    ready_fd: int | None = None,
+) -> None:
     """Returns after Ctrl-C or SIGTERM, when everything that was started has ended. A second one kills instead of waiting.
 
-    `workers`: how many; None: as the settings say.
+    `workers`: how many; None: as the settings say. `servers_only`: the services are left out.
 
     Raises what `stack.running` raises.
     """
     settings = load(StackSettings, state_dir=folder.state_dir, **({} if workers is None else {"workers": workers}))
     console = Console(highlight=False, soft_wrap=True)
     with Reporter(console) as reporter:
-        asyncio.run(_stay(folder, settings, reporter, samples=samples, ready_fd=ready_fd))
+        asyncio.run(_stay(folder, settings, reporter, samples=samples, servers_only=servers_only, ready_fd=ready_fd))
 
 
 async def _stay(
-    folder: StackFolder, settings: StackSettings, reporter: Reporter, *, samples: bool, ready_fd: int | None
+    folder: StackFolder,
+    settings: StackSettings,
+    reporter: Reporter,
+    *,
+    samples: bool,
+    servers_only: bool,
+    ready_fd: int | None,
 ) -> None:
     hurry = asyncio.Event()
     staying = asyncio.current_task()
@@ -59,10 +72,15 @@ async def _stay(
         asyncio.get_running_loop().add_signal_handler(number, stop)
     began = time.monotonic()
     try:
-        async with stack.running(folder, settings, reporter, samples=samples, hurry=hurry) as running:
+        async with stack.running(
+            folder, settings, reporter, samples=samples, servers_only=servers_only, hurry=hurry
+        ) as running:
             reporter.quiet()
             reporter.console.print(f"\nReady after {time.monotonic() - began:.1f} s.\n")
-            reporter.console.print(_guide(running), markup=False)
+            guide = (
+                f"  The servers run, without the services.\n\n  {milvus.ADDRESS_NOTICE}\n" if servers_only else _guide(running)
+            )
+            reporter.console.print(guide, markup=False)
             if ready_fd is not None:
                 os.write(ready_fd, READY)
                 os.close(ready_fd)
@@ -72,13 +90,14 @@ async def _stay(
             raise
 
 
-def detach(folder: StackFolder, *, samples: bool, workers: int | None = None) -> None:
+def detach(folder: StackFolder, *, samples: bool, workers: int | None = None, servers_only: bool = False) -> None:
     """Start `image-search up` in a session of its own and return when it is ready. Raises ProgramFailed when it fails."""
     folder.make()
     log_path = folder.logs / "up.log"
     ready, tell = os.pipe()
     options = ["--profile", folder.profile, "--ready-fd", str(tell), *(["--samples"] if samples else [])]
     options += [] if workers is None else ["--workers", str(workers)]
+    options += ["--servers-only"] if servers_only else []
     with log_path.open("ab") as log:
         began = log.tell()
         process = subprocess.Popen(  # noqa: S603 - this very program

@@ -37,9 +37,17 @@ class Stack:
 
 @asynccontextmanager
 async def running(
-    folder: StackFolder, settings: StackSettings, reporter: Reporter, *, samples: bool, hurry: asyncio.Event | None = None
+    folder: StackFolder,
+    settings: StackSettings,
+    reporter: Reporter,
+    *,
+    samples: bool,
+    servers_only: bool = False,
+    hurry: asyncio.Event | None = None,
 ) -> AsyncIterator[Stack]:
     """Start everything, and end it when the block is left: services first, then servers, at once when `hurry` is set.
+
+    `servers_only`: nothing that would change an index. `upgrade` runs all the same.
 
     Raises ConfigurationError (a port or the data is in use), DownloadFailed and ProgramFailed.
     """
@@ -70,9 +78,10 @@ async def running(
                 say=reporter.doing,
             )
             reporter.done("schema, topics and model are up to date")
-            reporter.doing("starting bridge, worker and query service")
-            commands = {name: command(folder, name) for name in ("bridge", "worker", "serve")}
-            await supervisor.start(services.programs(folder.root, settings, variables, commands))
+            if not servers_only:
+                reporter.doing("starting bridge, worker and query service")
+                commands = {name: command(folder, name) for name in ("bridge", "worker", "serve")}
+                await supervisor.start(services.programs(folder.root, settings, variables, commands))
             if samples and (put := await sample_pictures.put_if_empty(service_settings)):
                 reporter.done(f"{put} sample pictures put into bucket {service_settings.buckets[0]}")
             yield Stack(folder, settings, supervisor, service_settings)

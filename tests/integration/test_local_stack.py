@@ -22,6 +22,7 @@ from infra.local_stack import ports
 from infra.local_stack.program import NotReady, Program
 from infra.local_stack.supervisor import ProgramFailed, Running, Supervisor, end_leftovers
 from tests.conftest import Servers
+from tests.stack import START_SECONDS, FullStack
 
 SECONDS = 20
 
@@ -256,3 +257,15 @@ async def test_servers_take_no_port_that_is_no_setting(servers: Servers) -> None
         taken = {port for _, port in listening(running)}
         assert taken
         assert taken - known == set(), f"two stacks would collide over {running.program.name}"
+
+
+async def test_servers_alone_start_without_the_services_that_would_change_an_index(tmp_path: Path) -> None:
+    stack = FullStack.start(tmp_path, arguments=("--servers-only",))
+    try:
+        async with asyncio.timeout(START_SECONDS):
+            while "The servers run" not in await asyncio.to_thread(stack.log.read_text):
+                assert stack.process.poll() is None, stack.log.read_text()
+                await asyncio.sleep(0.1)
+        assert stack.programs().keys() == {"supervisor", "weed", "kafka", "milvus"}
+    finally:
+        assert stack.stop() == 0
