@@ -141,6 +141,7 @@ class BridgeSettings(CommonSettings):
     seaweedfs_weed: str = Field("weed", description="Path of the weed program.")
     seaweedfs_config_dir: Path | None = Field(None, description="Folder of the filer's security.toml.")
     follow_overlap_seconds: float = Field(5.0, ge=0, description="How much of the log is read again at a start.")
+    bucket_poll_seconds: float = Field(5.0, gt=0, description="Time between looks for buckets that were added or taken away.")
     scan_interval_seconds: float = Field(900.0, ge=1, description="Time between scans of each bucket.")
     scan_backlog_seconds: float = Field(1.0, gt=0, description="Outstanding work that a scan may put before a new picture.")
     scan_backlog_events: int = Field(64, ge=1, description="Outstanding events that a scan may always have.")

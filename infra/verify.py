@@ -17,6 +17,7 @@ from enum import StrEnum
 
 from infra import metadata_store, object_store, vector_store
 from infra.errors import ObjectGone
+from infra.followed_buckets import followed_buckets
 from infra.metadata_store.interface import ImageRow, MetadataStore
 from infra.object_store.interface import ObjectStat, ObjectStore
 from infra.settings import CommonSettings
@@ -106,7 +107,12 @@ async def verify(
         vectors = await vector_store.connect(settings)
         stores.push_async_callback(vectors.close)
         return await verify_stores(
-            objects, metadata, vectors, buckets=buckets or settings.buckets, prefix=prefix, progress=progress
+            objects,
+            metadata,
+            vectors,
+            buckets=buckets or await followed_buckets(settings, metadata),
+            prefix=prefix,
+            progress=progress,
         )
 
 

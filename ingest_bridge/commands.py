@@ -1,4 +1,4 @@
-"""`image-search bridge`, `scan`, `put` and `provision`."""
+"""`image-search bridge`, `scan`, `rebuild`, `put`, `provision` and `buckets`."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def scan(context: click.Context, bucket: str | None, prefix: str, allow_removal:
     from schemas.tables import JobState
 
     settings = load(CommonSettings, state_dir=_state_dir(context))
-    arguments = ScanArguments(bucket=_followed(settings, bucket)[0], prefix=prefix, allow_removal=allow_removal)
+    arguments = ScanArguments(bucket=asyncio.run(_followed(settings, bucket))[0], prefix=prefix, allow_removal=allow_removal)
     job = asyncio.run(_scan(settings, arguments, quiet=as_json))
     if as_json:
         click.echo(json.dumps(_job_document(job), ensure_ascii=False, indent=2))
@@ -78,7 +78,10 @@ def rebuild(context: click.Context, bucket: str | None, prefix: str, allow_remov
     from ingest_bridge.scan_state import ScanArguments
 
     settings = load(CommonSettings, state_dir=_state_dir(context))
-    scans = [ScanArguments(bucket=name, prefix=prefix, allow_removal=allow_removal) for name in _followed(settings, bucket)]
+    scans = [
+        ScanArguments(bucket=name, prefix=prefix, allow_removal=allow_removal)
+        for name in asyncio.run(_followed(settings, bucket))
+    ]
     sys.exit(0 if asyncio.run(_rebuild(settings, scans)) else 1)
 
 
@@ -106,11 +109,19 @@ async def _rebuild(settings: CommonSettings, scans: Sequence[ScanArguments]) -> 
     return True
 
 
-def _followed(settings: CommonSettings, bucket: str | None) -> tuple[str, ...]:
+async def _followed(settings: CommonSettings, bucket: str | None = None) -> tuple[str, ...]:
     """This bucket, or all. Raises ConfigurationError for one that is not followed."""
-    if bucket is not None and bucket not in settings.buckets:
-        raise ConfigurationError(f"the bucket {bucket!r} is not followed: name it in IMAGE_SEARCH_BUCKETS")
-    return settings.buckets if bucket is None else (bucket,)
+    from infra import metadata_store
+    from infra.followed_buckets import followed_buckets
+
+    metadata = await metadata_store.connect(settings)
+    try:
+        followed = await followed_buckets(settings, metadata)
+    finally:
+        await metadata.close()
+    if bucket is not None and bucket not in followed:
+        raise ConfigurationError(f"the bucket {bucket!r} is not followed: image-search buckets add {bucket}")
+    return followed if bucket is None else (bucket,)
 
 
 # -- both ----------------------------------------------------------------------------------------------------------------
@@ -235,4 +246,41 @@ def provision(context: click.Context, dry_run: bool) -> None:
     asyncio.run(steps.provision(settings, click.echo, dry_run=dry_run))
 
 
-commands: list[click.Command] = [bridge, scan, rebuild, put, provision]
+# -- buckets -------------------------------------------------------------------------------------------------------------
+@click.group()
+def buckets() -> None:
+    """Show, add and take away buckets that are followed, while everything runs."""
+
+
+@buckets.command("list")
+@click.pass_context
+def list_buckets(context: click.Context) -> None:
+    """Print the buckets that are followed, a line each."""
+    settings = load(CommonSettings, state_dir=_state_dir(context))
+    for name in asyncio.run(_followed(settings)):
+        click.echo(name)
+
+
+@buckets.command()
+@click.argument("name")
+@click.pass_context
+def add(context: click.Context, name: str) -> None:
+    """Follow the bucket NAME from now on, and take in what it holds. Made if it is missing."""
+    from ingest_bridge.provision import follow_bucket
+
+    asyncio.run(follow_bucket(load(CommonSettings, state_dir=_state_dir(context)), name, click.echo))
+    click.echo(f"{name} is followed as soon as the bridge sees it, and scanned then: image-search scan --bucket {name}")
+
+
+@buckets.command()
+@click.argument("name")
+@click.pass_context
+def remove(context: click.Context, name: str) -> None:
+    """Follow the bucket NAME no more. What is indexed of it stays: empty the bucket first to have that removed."""
+    from ingest_bridge.provision import unfollow_bucket
+
+    asyncio.run(unfollow_bucket(load(CommonSettings, state_dir=_state_dir(context)), name, click.echo))
+    click.echo(f"{name} is not followed any more; what was indexed of it can still be found")
+
+
+commands: list[click.Command] = [bridge, scan, rebuild, put, provision, buckets]

@@ -8,7 +8,7 @@ import signal
 import socket
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from typing import Any
@@ -17,6 +17,7 @@ import structlog
 
 from infra import kafka, metadata_store, object_store, vector_store
 from infra.errors import ConfigurationError, TransientError
+from infra.followed_buckets import followed_buckets
 from infra.health import Check, HealthServer
 from infra.kafka.interface import Broker, Producer
 from infra.metadata_store.interface import MetadataStore
@@ -38,6 +39,7 @@ from ingest_bridge.scan_state import RemovalGuard, ScanArguments, ScanProgress
 
 log = structlog.get_logger(__name__)
 
+BUCKET_WATCH = "bucket watch"
 PURGE_PAUSE_SECONDS = 3600.0
 PURGE_PAGE = 1000
 DAY_US = 24 * 3600 * 1_000_000
@@ -66,9 +68,19 @@ async def run(settings: BridgeSettings) -> None:
 
 
 async def serve(settings: BridgeSettings) -> None:
-    """Work until cancelled."""
+    """Work until cancelled.
+
+    When a bucket is added or taken away, all parts are ended and made anew for the buckets of now: that is rare, and a start
+    does what a new bucket needs, a scan of what it holds already and a place in its log.
+    """
+    while True:
+        await _serve_these_buckets(settings)
+        log.info("the buckets that are followed have changed")
+
+
+async def _serve_these_buckets(settings: BridgeSettings) -> None:
+    """Returns when the buckets have changed."""
     async with _parts(settings) as parts:
-        log.info("bridge started", follow=settings.follow, buckets=settings.buckets)
         tasks = [asyncio.create_task(part(), name=name) for name, part in parts.items()]
         try:
             done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
@@ -77,7 +89,8 @@ async def serve(settings: BridgeSettings) -> None:
                 task.cancel()
             await asyncio.wait(tasks)
         for task in done:
-            log.error("a part of the bridge died", part=task.get_name())
+            if task.get_name() != BUCKET_WATCH or task.exception() is not None:
+                log.error("a part of the bridge died", part=task.get_name())
             await task
 
 
@@ -94,6 +107,10 @@ async def _parts(settings: BridgeSettings) -> AsyncIterator[dict[str, Part]]:
         broker = await kafka.connect(settings)
         stack.push_async_callback(broker.close)
         await until_done(metadata.check, on_wait=_say_waiting)
+        configured = settings
+        followed = await until_done(partial(followed_buckets, configured, metadata), on_wait=_say_waiting)
+        settings = configured.model_copy(update={"buckets": followed})
+        log.info("bridge started", follow=settings.follow, buckets=settings.buckets)
         schedule = ScanSchedule(metadata, settings.buckets, interval_seconds=settings.scan_interval_seconds)
         checks: dict[str, Check] = {
             "object_store": lambda: _check_buckets(objects, settings),
@@ -110,6 +127,7 @@ async def _parts(settings: BridgeSettings) -> AsyncIterator[dict[str, Part]]:
             schedule=schedule,
         )
         parts: dict[str, Part] = {
+            BUCKET_WATCH: partial(_until_buckets_change, configured, metadata, followed),
             "scan schedule": schedule.run,
             "scans": scans.run,
             "purge": partial(_purge, metadata, settings.deleted_retention_days),
@@ -253,6 +271,16 @@ async def _start(health: HealthServer, settings: BridgeSettings) -> None:
         raise ConfigurationError(
             f"cannot listen on {settings.bridge_host}:{settings.bridge_port} ({error.strerror}): set IMAGE_SEARCH_BRIDGE_PORT"
         ) from None
+
+
+async def _until_buckets_change(settings: BridgeSettings, metadata: MetadataStore, followed: Sequence[str]) -> None:
+    while True:
+        await asyncio.sleep(settings.bucket_poll_seconds)
+        try:
+            if await followed_buckets(settings, metadata) != followed:
+                return
+        except TransientError as error:
+            log.warning("whether buckets were added cannot be seen just now", reason=str(error))
 
 
 async def _purge(metadata: MetadataStore, retention_days: int) -> None:

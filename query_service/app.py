@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import suppress
+from functools import partial
 from typing import Protocol, TypeVar
 
 import structlog
 from aiohttp import web
 
 from infra.errors import TransientError
+from infra.followed_buckets import followed_buckets
 from infra.health import Check
 from infra.retry import until_done
 from infra.settings import QuerySettings
@@ -106,7 +108,7 @@ async def _freshness(app: web.Application) -> AsyncIterator[None]:
     app[FRESHNESS] = FreshnessFollower(
         broker=app[BROKER],
         metadata=app[METADATA],
-        buckets=settings.buckets,
+        buckets=partial(followed_buckets, settings, app[METADATA]),
         group=PROCESSOR_GROUP,
         visibility_bound_seconds=settings.visibility_bound_seconds,
         notified=settings.follow == "notifications",
@@ -149,7 +151,8 @@ def _checks(app: web.Application) -> Mapping[str, Check]:
     model = app[MODEL]
 
     async def buckets() -> None:
-        await asyncio.gather(*(app[OBJECTS].check(bucket) for bucket in app[SETTINGS].buckets))
+        followed = await followed_buckets(app[SETTINGS], app[METADATA])
+        await asyncio.gather(*(app[OBJECTS].check(bucket) for bucket in followed))
 
     async def same_model() -> None:
         await active_model(app[METADATA], model.fingerprint, model.name)

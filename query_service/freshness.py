@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Protocol
 
 import structlog
@@ -42,7 +42,7 @@ class FreshnessFollower:
         *,
         broker: Broker,
         metadata: MetadataStore,
-        buckets: Sequence[str],
+        buckets: Callable[[], Awaitable[Sequence[str]]],
         group: str,
         visibility_bound_seconds: float,
         notified: bool = False,
@@ -104,8 +104,9 @@ class FreshnessFollower:
     async def _handed_over(self, now_us: int) -> list[int]:
         if self._notified:
             return [await self._worked_through(OBJECT_NOTIFICATIONS, RELAY_GROUP, now_us)]
-        cursors = [await self._metadata.cursor(log_cursor_name(bucket)) for bucket in self._buckets]
-        missing = [bucket for bucket, cursor in zip(self._buckets, cursors, strict=True) if cursor is None]
+        buckets = await self._buckets()
+        cursors = [await self._metadata.cursor(log_cursor_name(bucket)) for bucket in buckets]
+        missing = [bucket for bucket, cursor in zip(buckets, cursors, strict=True) if cursor is None]
         if missing:
             raise _NotKnown(f"the change log of {', '.join(missing)} has not been followed yet")
         return [cursor.position // 1000 for cursor in cursors if cursor is not None]

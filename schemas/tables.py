@@ -148,6 +148,15 @@ cursors = Table(
 )
 """How far a reader of a store's change log has come. The position is the log's own (SeaweedFS: nanoseconds)."""
 
+followed_buckets = Table(
+    "followed_buckets",
+    metadata,
+    Column("bucket", _ascii(63), primary_key=True),
+    Column("added_at_us", BigInteger, nullable=False),
+    **_OPTIONS,
+)
+"""Buckets that are followed besides those of the settings: they come and go while everything runs."""
+
 
 def log_cursor_name(bucket: str) -> str:
     """Name of the cursor that tells how far the bridge has handed over a bucket's change log (nanoseconds since 1970)."""

@@ -166,6 +166,17 @@ class MetadataStore(Protocol):
 
     async def save_cursor(self, name: str, cursor: Cursor) -> None: ...
 
+    # -- buckets -----------------------------------------------------------------------------------------------------
+    async def added_buckets(self) -> list[str]:
+        """Buckets that are followed besides those of the settings, by name."""
+
+    async def add_bucket(self, bucket: str) -> None:
+        """Adding what is there is no error. Where its change log was left off at an earlier time is forgotten: the scan that a
+        new bucket gets finds what happened since, and the log of the other buckets need not be read again from there."""
+
+    async def remove_bucket(self, bucket: str) -> bool:
+        """Forgets no row of an image. False when it was not there."""
+
     # -- life --------------------------------------------------------------------------------------------------------
     async def check(self) -> None:
         """Returns when the database answers and has the schema of this version; ConfigurationError names `upgrade`."""

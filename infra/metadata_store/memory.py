@@ -24,7 +24,7 @@ from infra.metadata_store.rules import (
 )
 from schemas.filter import Filter
 from schemas.identity import ContentHash, ModelFingerprint, ObjectId, ObjectRef
-from schemas.tables import JobState, ModelState, RowState
+from schemas.tables import JobState, ModelState, RowState, log_cursor_name
 
 
 class MemoryMetadataStore:
@@ -37,6 +37,7 @@ class MemoryMetadataStore:
         self._models: dict[ModelFingerprint, ModelRow] = {}
         self._jobs: dict[str, Job] = {}
         self._cursors: dict[str, Cursor] = {}
+        self._buckets: set[str] = set()
 
     async def rows(self, ids: Collection[ObjectId]) -> dict[ObjectId, ImageRow]:
         return {object_id: self._images[object_id] for object_id in ids if object_id in self._images}
@@ -170,6 +171,19 @@ class MemoryMetadataStore:
 
     async def save_cursor(self, name: str, cursor: Cursor) -> None:
         self._cursors[name] = cursor
+
+    async def added_buckets(self) -> list[str]:
+        return sorted(self._buckets)
+
+    async def add_bucket(self, bucket: str) -> None:
+        if bucket not in self._buckets:
+            self._cursors.pop(log_cursor_name(bucket), None)
+        self._buckets.add(bucket)
+
+    async def remove_bucket(self, bucket: str) -> bool:
+        known = bucket in self._buckets
+        self._buckets.discard(bucket)
+        return known
 
     async def check(self) -> None:
         pass

@@ -1,11 +1,11 @@
-"""The small tables: models, jobs and cursors."""
+"""The small tables: models, jobs, cursors and added buckets."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from sqlalchemy import and_, insert, or_, select, update
+from sqlalchemy import and_, delete, insert, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from infra.metadata_store.engine import SqlPart
@@ -19,7 +19,7 @@ from infra.metadata_store.rules import (
     reported,
     with_creation_time,
 )
-from schemas.tables import JobState, ModelState, cursors, jobs, models
+from schemas.tables import JobState, ModelState, cursors, followed_buckets, jobs, log_cursor_name, models
 
 
 class SqlModels(SqlPart):
@@ -150,3 +150,33 @@ class SqlCursors(SqlPart):
                 await connection.execute(update(cursors).where(cursors.c.name == name).values(values))
 
         await self._database.write(work)
+
+
+class SqlBuckets(SqlPart):
+    async def added_buckets(self) -> list[str]:
+        query = select(followed_buckets.c.bucket).order_by(followed_buckets.c.bucket)
+
+        async def work(connection: AsyncConnection) -> list[str]:
+            return [str(name) for name in (await connection.execute(query)).scalars()]
+
+        return await self._database.read(work)
+
+    async def add_bucket(self, bucket: str) -> None:
+        values = {"bucket": bucket, "added_at_us": self._now_us()}
+        standing = select(followed_buckets.c.bucket).where(followed_buckets.c.bucket == bucket).with_for_update()
+
+        async def work(connection: AsyncConnection) -> None:
+            if (await connection.execute(standing)).one_or_none() is None:
+                await connection.execute(insert(followed_buckets), [values])
+                await connection.execute(delete(cursors).where(cursors.c.name == log_cursor_name(bucket)))
+
+        # Serial: of two that add it at once, the second finds it there.
+        await self._database.write(work, serial=True)
+
+    async def remove_bucket(self, bucket: str) -> bool:
+        async def work(connection: AsyncConnection) -> bool:
+            return bool(
+                (await connection.execute(delete(followed_buckets).where(followed_buckets.c.bucket == bucket))).rowcount
+            )
+
+        return await self._database.write(work)

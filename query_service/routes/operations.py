@@ -7,6 +7,7 @@ from importlib.metadata import version
 from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
+from infra.followed_buckets import followed_buckets
 from infra.health import readiness
 from query_service.endpoint import JSON, Endpoint, answer
 from query_service.keys import CHECKS, FRESHNESS, METADATA, MODEL, OPENAPI, SETTINGS
@@ -22,7 +23,7 @@ async def status(request: web.Request) -> web.Response:
     return answer(
         Status(
             deployment=settings.deployment,
-            buckets=list(settings.buckets),
+            buckets=list(await followed_buckets(settings, app[METADATA])),
             images={state: counts.get(state, 0) for state in RowState},
             lag=freshness.lag,
             model=ModelStatus(

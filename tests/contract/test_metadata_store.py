@@ -25,7 +25,7 @@ from infra.metadata_store.interface import Cursor, ImageRow, ModelRow, RowWrite
 from infra.settings import CommonSettings
 from schemas.events import Cause, Outcome, OutcomeType, ReasonCode, outcome_event
 from schemas.identity import ContentHash, ModelFingerprint, ObjectRef, content_hash_of
-from schemas.tables import JobState, ModelState, RowState, metadata
+from schemas.tables import JobState, ModelState, RowState, log_cursor_name, metadata
 from tests.conftest import FreshSettings
 
 SERVER_URL = os.environ.get("IMAGE_SEARCH_TEST_DATABASE_URL")
@@ -447,6 +447,31 @@ async def test_a_lease_that_ran_out_passes_the_job_on(stores: Stores) -> None:
     assert (done.state, done.message, done.lease_until_us) == (JobState.DONE, "five", 0)
     assert not await report("two")
     assert await store.unfinished_jobs("scan") == []
+
+
+# -- buckets -----------------------------------------------------------------------------------------------------------
+async def test_buckets_are_added_and_taken_away(store: MetadataStore) -> None:
+    assert await store.added_buckets() == []
+    for bucket in ("b-two", "a.one", "b-two"):
+        await store.add_bucket(bucket)
+    assert await store.added_buckets() == ["a.one", "b-two"]
+    assert await store.remove_bucket("a.one")
+    assert not await store.remove_bucket("a.one")
+    assert await store.added_buckets() == ["b-two"]
+
+
+async def test_two_that_add_a_bucket_at_once(store: MetadataStore) -> None:
+    await asyncio.gather(*(store.add_bucket("images") for _ in range(5)))
+    assert await store.added_buckets() == ["images"]
+
+
+async def test_a_bucket_that_is_added_again_begins_anew_in_the_log(store: MetadataStore) -> None:
+    await store.save_cursor(log_cursor_name("images"), Cursor(5, clean=True))
+    await store.add_bucket("images")
+    assert await store.cursor(log_cursor_name("images")) is None
+    await store.save_cursor(log_cursor_name("images"), Cursor(6, clean=False))
+    await store.add_bucket("images")  # it is followed all the while
+    assert await store.cursor(log_cursor_name("images")) == Cursor(6, clean=False)
 
 
 # -- cursors and life --------------------------------------------------------------------------------------------------

@@ -150,9 +150,9 @@ async def deployment(fresh_settings: FreshSettings) -> AsyncIterator[Deployment]
     # No worker takes anything here, so a scan must not wait for one.
     settings = fresh_settings(BridgeSettings, bridge_port=_free_port(), scan_backlog_events=1000)
     said: list[str] = []
+    await metadata_store.upgrade_schema(settings)
     await upgrade_step(ProcessorSettings.model_validate(settings.model_dump()), said.append)
     assert len(said) == 2
-    await metadata_store.upgrade_schema(settings)
     broker = await kafka.connect(settings)
     metadata = await metadata_store.connect(settings)
     yield Deployment(settings, broker, metadata)

@@ -99,8 +99,8 @@ class Deployment:
 @pytest.fixture
 async def deployment(full_settings: FreshSettings) -> AsyncIterator[Deployment]:
     settings = full_settings(BridgeSettings, kafka_topic_prefix="", bridge_port=ports.find_free(1)[0], scan_backlog_events=1000)
-    await provision.upgrade_step(ProcessorSettings.model_validate(settings.model_dump()), print)
     await metadata_store.upgrade_schema(settings)
+    await provision.upgrade_step(ProcessorSettings.model_validate(settings.model_dump()), print)
     broker = await kafka.connect(settings)
     deployment = Deployment(settings, broker)
     await deployment.begin()

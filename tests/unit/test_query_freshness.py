@@ -37,15 +37,19 @@ class Scene:
         self.clock = Clock()
         self.broker = MemoryBroker(*ALL_TOPICS, partitions=2, now_ms=self.clock.now_ms)
         self.metadata = MemoryMetadataStore()
+        self.buckets = buckets or ("images",)
         self.follower = FreshnessFollower(
             broker=self.broker,
             metadata=self.metadata,
-            buckets=buckets or ("images",),
+            buckets=self.followed,
             group=PROCESSOR_GROUP,
             visibility_bound_seconds=BOUND.total_seconds(),
             notified=notified,
             now=self.clock.now,
         )
+
+    async def followed(self) -> tuple[str, ...]:
+        return self.buckets
 
     async def handed_over(self, seconds: float, bucket: str = "images") -> None:
         position = round((START.timestamp() + seconds) * 1_000_000_000)
