@@ -105,6 +105,10 @@ class Batcher(Service):
         """Events taken from the stream and not yet acknowledged."""
         return self._queue.qsize() + (self._held is not None) + sum(len(batch.events) for batch in self._in_flight)
 
+    async def on_start(self) -> None:
+        # Asked for when somebody looks: a batch that is stuck must not hide that the queue fills behind it.
+        EVENTS_IN_HAND.set_function(lambda: self.in_hand)
+
     async def put(self, event: StreamEvent) -> None:
         """Waits while the queue is full: that is what keeps the consumer from running ahead."""
         await self._queue.put(_Queued(event, self._assignment))
@@ -169,7 +173,6 @@ class Batcher(Service):
         return _Batch(self._assignment, events, [delivery_of(event) for event in events])
 
     async def _work(self, batch: _Batch, previous: _Batch | None) -> None:
-        EVENTS_IN_HAND.set(self.in_hand)
         try:
             await self._process(batch.deliveries, lambda: self._is_ours(batch.assignment))
             if previous is not None:
@@ -183,7 +186,6 @@ class Batcher(Service):
             raise
         self._in_flight.remove(batch)
         batch.done.set()
-        EVENTS_IN_HAND.set(self.in_hand)
 
     async def _acknowledge(self, batch: _Batch) -> None:
         if not self._is_ours(batch.assignment):

@@ -8,11 +8,16 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Iterable
+import urllib.request
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
+
+from aiokafka.admin import AIOKafkaAdminClient  # type: ignore[import-untyped]  # aiokafka ships no types
+from aiokafka.errors import KafkaError  # type: ignore[import-untyped]  # aiokafka ships no types
+from prometheus_client.parser import text_string_to_metric_families
 
 from infra import kafka, metadata_store, object_store
 from infra.kafka.interface import Broker, Message, Producer, Record
@@ -27,6 +32,8 @@ from processors.commands import upgrade_step as make_model_and_collection
 from schemas.events import Cause, ObjectChange, ObjectEvent, OutcomeEvent
 from schemas.identity import ObjectRef
 from schemas.topics import DEAD_LETTERS, OBJECTS, OUTCOMES, PROCESSOR_GROUP, Topic
+from tests.failpoints import Failpoint, Gate
+from tests.pictures import jpeg
 
 SETTLE_SECONDS = 120.0
 
@@ -45,33 +52,16 @@ def environment_of(settings: ProcessorSettings) -> dict[str, str]:
 
 
 class WorkerProcess:
-    """A worker as a process. `kill_after`: the step after which it is killed, once, by SIGKILL. `hold_after`: the step after
-    which its batches wait until `release`."""
+    """A worker as a process, which may have a failpoint."""
 
-    def __init__(
-        self,
-        settings: ProcessorSettings,
-        folder: Path,
-        *,
-        name: str,
-        kill_after: int | None = None,
-        hold_after: int | None = None,
-    ) -> None:
+    def __init__(self, settings: ProcessorSettings, folder: Path, *, name: str, failpoint: Failpoint = ()) -> None:
         self.log = folder / f"{name}.log"
-        self._released = folder / f"{name}.released"
         self.port = settings.processor_port
         environment = {**os.environ, **environment_of(settings)}
         environment[f"{ENV_PREFIX}PROCESSOR_DATA_DIR"] = str(folder / name)
-        failpoint = [str(kill_after or 0), str(hold_after or 0), str(self._released)]
         command = [sys.executable, "-m", "tests.faults.worker", *failpoint]
         with self.log.open("ab") as output:
             self.process = subprocess.Popen(command, env=environment, stdout=output, stderr=output, start_new_session=True)
-
-    def release(self) -> None:
-        self._released.touch()
-
-    async def says(self, words: str) -> bool:
-        return words in await asyncio.to_thread(self.log.read_text)
 
     async def wait_dead(self, seconds: float = SETTLE_SECONDS) -> int:
         return await asyncio.wait_for(asyncio.to_thread(self.process.wait), seconds)
@@ -85,6 +75,32 @@ class WorkerProcess:
         if self.process.poll() is None:
             self.process.kill()
         self.process.wait()
+
+    async def says(self, words: str, *, times: int = 1) -> bool:
+        """Whether its log holds these words so many times."""
+        return (await asyncio.to_thread(self.log.read_text)).count(words) >= times
+
+    async def metric(self, name: str, **labels: str) -> float:
+        """What it counts, as it says itself; over all labels that are not named."""
+        text = await asyncio.to_thread(self._metrics)
+        return sum(
+            sample.value
+            for family in text_string_to_metric_families(text)
+            for sample in family.samples
+            if sample.name == name and labels.items() <= sample.labels.items()
+        )
+
+    async def embedded(self) -> int:
+        """Vectors that it computed so far."""
+        return int(await self.metric("image_search_vectors_total", origin="embedded"))
+
+    async def has_in_hand(self, events: int) -> bool:
+        return await self.metric("image_search_events_in_hand") == events
+
+    def _metrics(self) -> str:
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/metrics", timeout=30) as answer:
+            text: str = answer.read().decode()
+        return text
 
 
 @dataclass
@@ -101,10 +117,9 @@ class Deployment:
     def bucket(self) -> str:
         return self.settings.buckets[0]
 
-    def worker(self, *, kill_after: int | None = None, hold_after: int | None = None, **changes: object) -> WorkerProcess:
+    def worker(self, failpoint: Failpoint = (), **changes: object) -> WorkerProcess:
         settings = self.settings.model_copy(update={"processor_port": ports.find_free(1)[0], **changes})
-        name = f"worker-{len(self.workers)}"
-        worker = WorkerProcess(settings, self.folder, name=name, kill_after=kill_after, hold_after=hold_after)
+        worker = WorkerProcess(settings, self.folder, name=f"worker-{len(self.workers)}", failpoint=failpoint)
         self.workers.append(worker)
         return worker
 
@@ -126,11 +141,30 @@ class Deployment:
     async def send(self, events: Iterable[ObjectEvent]) -> None:
         await self.producer.send(OBJECTS, [Message(event.data.ref.topic_key, event.to_json()) for event in events])
 
+    async def send_as_one_batch(self, events: Sequence[ObjectEvent], worker: WorkerProcess, gate: Gate) -> None:
+        """Returns when these events, and no others, are a batch that waits at the worker's gate.
+
+        A batch forms of what waits. So one more object stands at the gate until all the others wait behind it. The worker
+        works on one batch at a time, and a batch has room for all.
+        """
+        gate.close()
+        await self.send([await self.put("ahead-of-the-batch.jpg", jpeg(0, (120, 90)))])
+        await gate.reached()
+        await self.send(events)
+        await until(lambda: worker.has_in_hand(1 + len(events)))
+        gate.close()
+        gate.open()
+        await gate.reached()
+
     async def send_raw(self, *values: bytes) -> None:
         await self.producer.send(OBJECTS, [Message(b"raw", value) for value in values])
 
     async def lag(self) -> int:
         return sum(partition.pending for partition in await self.broker.lag(OBJECTS, PROCESSOR_GROUP))
+
+    async def committed(self) -> int:
+        """Events that the workers have committed, over all partitions; the next offset where there is one partition."""
+        return sum(partition.committed for partition in await self.broker.lag(OBJECTS, PROCESSOR_GROUP))
 
     async def settle(self, seconds: float = SETTLE_SECONDS) -> None:
         """Until the workers have committed everything that was sent."""
@@ -139,6 +173,21 @@ class Deployment:
             if time.monotonic() > deadline:
                 raise TimeoutError(f"{lag} events are still to be worked on\n{self.last_lines()}")
             await asyncio.sleep(0.1)
+
+    async def is_shared_by(self, workers: int) -> bool:
+        """Whether the group is settled with so many members, each with partitions of its own."""
+        admin = AIOKafkaAdminClient(bootstrap_servers=list(self.settings.kafka_bootstrap))
+        await admin.start()
+        try:
+            [answer] = await admin.describe_consumer_groups([self.settings.kafka_topic_prefix + PROCESSOR_GROUP])
+        except KafkaError as error:
+            if not error.retriable:
+                raise
+            return False  # a broker that has just started has no coordinator yet
+        finally:
+            await admin.close()
+        [group] = answer.to_object()["groups"]
+        return group["state"] == "Stable" and len(group["members"]) == workers
 
     async def row(self, key: str) -> ImageRow | None:
         object_id = ObjectRef(self.bucket, key).object_id
@@ -172,6 +221,12 @@ class Deployment:
 
     def last_lines(self) -> str:
         return "\n".join(line for worker in self.workers for line in worker.log.read_text().splitlines()[-15:])
+
+
+async def until(condition: Callable[[], Awaitable[bool]], seconds: float = SETTLE_SECONDS) -> None:
+    async with asyncio.timeout(seconds):
+        while not await condition():
+            await asyncio.sleep(0.05)
 
 
 @asynccontextmanager

@@ -11,13 +11,17 @@ CHUNK_BYTES = 64 * 1024
 
 class Proxy:
     """Forwards to one address. `lose_answers`: what the server says is thrown away and the connection is cut, so that the
-    client cannot know whether its request was done. `delay_seconds`: every answer waits for so long."""
+    client cannot know whether its request was done. `delay_seconds`: every answer waits for so long. `stall`: nothing passes
+    any more, in connections old and new; what was sent meanwhile comes late, as it does when a network is whole again."""
 
     def __init__(self, host: str, port: int) -> None:
         self._host, self._port = host, port
         self.lose_answers = False
         self.delay_seconds = 0.0
         self.lost = 0
+        self.stalled = 0
+        self._passing = asyncio.Event()
+        self._passing.set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._server: asyncio.Server | None = None
 
@@ -39,6 +43,12 @@ class Proxy:
         assert self._server is not None
         port: int = self._server.sockets[0].getsockname()[1]
         return port
+
+    def stall(self) -> None:
+        self._passing.clear()
+
+    def go_on(self) -> None:
+        self._passing.set()
 
     async def _serve(self, client_reader: asyncio.StreamReader, client_writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
@@ -73,5 +83,8 @@ class Proxy:
                     return
                 if answers and self.delay_seconds:
                     await asyncio.sleep(self.delay_seconds)
+                if not self._passing.is_set():
+                    self.stalled += 1
+                    await self._passing.wait()
                 writer.write(data)
                 await writer.drain()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import urllib.request
 from collections.abc import AsyncIterator
 
 import pytest
@@ -36,13 +35,6 @@ async def deployment(module_settings: FreshSettings, tmp_path_factory: pytest.Te
         assert await made.workers[0].stop() == 0
 
 
-def embedded(deployment: Deployment) -> float:
-    """Vectors that the worker computed so far, as it says itself."""
-    with urllib.request.urlopen(f"http://127.0.0.1:{deployment.workers[0].port}/metrics", timeout=10) as answer:
-        lines = answer.read().decode().splitlines()
-    return sum(float(line.split()[-1]) for line in lines if line.startswith('image_search_vectors_total{origin="embedded"}'))
-
-
 def shuffled_within_a_window(events: list[ObjectEvent], seed: int) -> list[ObjectEvent]:
     dice = random.Random(seed)
     places = {place: place + dice.uniform(0, LONGEST_SHIFT) for place in range(len(events))}
@@ -50,12 +42,12 @@ def shuffled_within_a_window(events: list[ObjectEvent], seed: int) -> list[Objec
 
 
 async def test_every_event_three_times_and_shuffled(deployment: Deployment) -> None:
-    before = embedded(deployment)
+    before = await deployment.workers[0].embedded()
     events = [await deployment.put(f"thrice/{number:03}.jpg", picture(number)) for number in range(OBJECTS)]
     for sent in shuffled_within_a_window([event for event in events for _ in range(3)], seed=1):
         await deployment.send([sent])
     await deployment.settle()
-    assert embedded(deployment) - before == OBJECTS  # not three times that
+    assert await deployment.workers[0].embedded() - before == OBJECTS  # not three times that
     told = [outcome for outcome in await deployment.outcomes() if outcome.data.key.startswith("thrice/")]
     assert [outcome.type for outcome in told] == [OutcomeType.INDEXED] * OBJECTS
     await deployment.verified()

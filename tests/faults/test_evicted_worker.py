@@ -6,26 +6,21 @@ what it held. Numbered objects, a tenth overwritten and a tenth deleted while it
 
 from __future__ import annotations
 
-import asyncio
 import signal
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from aiokafka.admin import AIOKafkaAdminClient  # type: ignore[import-untyped]  # aiokafka ships no types
-from aiokafka.errors import KafkaError  # type: ignore[import-untyped]  # aiokafka ships no types
 
 from infra.settings import ProcessorSettings
 from schemas.tables import RowState
-from schemas.topics import PROCESSOR_GROUP
 from tests.conftest import FreshSettings
-from tests.deployment import Deployment, deployed
-from tests.faults.worker import HELD
+from tests.deployment import Deployment, deployed, until
+from tests.failpoints import Gate, hold_after
 from tests.pictures import jpeg
 
 OBJECTS = 120
 SESSION_SECONDS = 6.0
-PATIENCE_SECONDS = 60.0
 
 
 @pytest.fixture
@@ -42,20 +37,22 @@ async def deployment(fresh_settings: FreshSettings, tmp_path: Path) -> AsyncIter
         yield made
 
 
-async def test_two_workers_one_evicted_and_one_killed(deployment: Deployment) -> None:
-    first, second = deployment.worker(), deployment.worker(hold_after=4)
-    await _until(lambda: _both_are_members(deployment))
+async def test_two_workers_one_evicted_and_one_killed(deployment: Deployment, tmp_path: Path) -> None:
+    gate = Gate(tmp_path / "gate")
+    gate.close()
+    first, second = deployment.worker(), deployment.worker(hold_after(4, gate))
+    await until(lambda: deployment.is_shared_by(2))  # so each of them gets some of what is sent from now on
     await deployment.send([await deployment.put(_key(number), jpeg(number, (160, 120))) for number in range(OBJECTS)])
-    await _until(lambda: second.says(HELD))
+    await gate.reached()
     second.process.send_signal(signal.SIGSTOP)
     for number in range(0, OBJECTS, 10):
         await deployment.send([await deployment.put(_key(number), jpeg(1000 + number, (160, 120)))])
         await deployment.send([await deployment.remove(_key(number + 5))])
     await deployment.settle()  # only possible when the group has given all partitions to the first
     second.process.send_signal(signal.SIGCONT)
-    await _until(lambda: second.says("partitions were taken away"))
-    second.release()
-    await _until(lambda: second.says("batch dropped"))
+    await until(lambda: second.says("partitions were taken away"))
+    gate.open()
+    await until(lambda: second.says("batch dropped"))
     assert second.process.poll() is None, deployment.last_lines()
     await _as_the_bucket_says(deployment)
 
@@ -76,25 +73,3 @@ async def _as_the_bucket_says(deployment: Deployment) -> None:
     deleted = {_key(number) for number in range(5, OBJECTS, 10)}
     indexed = {_key(number) for number in range(OBJECTS)} - deleted
     assert states == dict.fromkeys(deleted, RowState.DELETED) | dict.fromkeys(indexed, RowState.INDEXED)
-
-
-async def _both_are_members(deployment: Deployment) -> bool:
-    """The group has shared its partitions among both, so each of them gets some of what is sent from now on."""
-    admin = AIOKafkaAdminClient(bootstrap_servers=list(deployment.settings.kafka_bootstrap))
-    await admin.start()
-    try:
-        [answer] = await admin.describe_consumer_groups([deployment.settings.kafka_topic_prefix + PROCESSOR_GROUP])
-    except KafkaError as error:
-        if not error.retriable:
-            raise
-        return False  # a broker that has just started has no coordinator yet
-    finally:
-        await admin.close()
-    [group] = answer.to_object()["groups"]
-    return group["state"] == "Stable" and len(group["members"]) == len(deployment.workers)
-
-
-async def _until(condition: Callable[[], Awaitable[bool]]) -> None:
-    async with asyncio.timeout(PATIENCE_SECONDS):
-        while not await condition():
-            await asyncio.sleep(0.05)

@@ -16,6 +16,7 @@ from schemas.events import OutcomeType
 from schemas.tables import RowState
 from tests.conftest import FreshSettings
 from tests.deployment import Deployment, deployed
+from tests.failpoints import kill_after
 from tests.pictures import jpeg
 
 PICTURE_SIZE = (120, 90)
@@ -101,7 +102,7 @@ async def test_a_worker_killed_after_a_step(deployment: Deployment, step: int) -
     folder = f"one-{step:02}"
     await indexed_before(deployment, folder, 100 * step)
     await send_the_batch(deployment, folder, 100 * step)
-    assert await deployment.worker(kill_after=step).wait_dead() == -signal.SIGKILL
+    assert await deployment.worker(kill_after(step)).wait_dead() == -signal.SIGKILL
     survivor = deployment.worker()
     await deployment.settle()
     assert await survivor.stop() == 0
@@ -112,7 +113,7 @@ async def test_a_worker_killed_after_a_step(deployment: Deployment, step: int) -
 async def test_one_of_two_workers_killed_after_a_step(deployment: Deployment, step: int) -> None:
     folder = f"two-{step:02}"
     await indexed_before(deployment, folder, 5000 + 100 * step)
-    survivor, victim = deployment.worker(), deployment.worker(kill_after=step)
+    survivor, victim = deployment.worker(), deployment.worker(kill_after(step))
     # The victim has work only once a rebalance has given it partitions, so there is always something more to do.
     for number in range(300):
         if victim.process.poll() is not None:

@@ -10,9 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import re
 import sys
-import urllib.request
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -54,14 +52,13 @@ async def test_a_lost_store_is_rebuilt(
     (tmp_path / "after").mkdir()
     async with deployed(after, tmp_path / "after") as deployment:
         assert not (await verify(after)).clean
-        port = ports.find_free(1)[0]
-        deployment.worker(processor_port=port)
+        worker = deployment.worker()
         async with _bridge(after):
             await _command(after, tmp_path, "rebuild")
         await deployment.verified()
         indexed = {key for key, row in (await deployment.rows()).items() if row.state is RowState.INDEXED}
         assert indexed == {_key(number) for number in range(OBJECTS + 1)} - {_key(1)}
-        embedded = await asyncio.to_thread(_embedded, port)
+        embedded = await worker.embedded()
         # All of it, or the one that came and the one that changed. Twice, where the second of two scans (one at the bridge's
         # start, one asked for) looked before the workers were done with the first.
         least = OBJECTS if lost == "vectors" else 2
@@ -153,9 +150,3 @@ async def _command(settings: ProcessorSettings, folder: Path, *arguments: str) -
     async with asyncio.timeout(COMMAND_SECONDS):
         output, _ = await process.communicate()
     assert process.returncode == 0, output.decode()
-
-
-def _embedded(port: int) -> int:
-    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as response:
-        found = re.search(r'^image_search_vectors_total\{origin="embedded"\} ([\d.]+)$', response.read().decode(), re.MULTILINE)
-    return int(float(found[1])) if found else 0

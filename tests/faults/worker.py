@@ -1,8 +1,4 @@
-"""The real worker with one addition, after a given step of a batch: it kills itself by SIGKILL, or holds the batch there until
-a file appears.
-
-Arguments: step to be killed after (0: never), step to hold after (0: never), that file.
-"""
+"""The real worker with one addition: what its arguments say it shall do wrong (tests/failpoints.py)."""
 
 from __future__ import annotations
 
@@ -10,16 +6,17 @@ import asyncio
 import os
 import signal
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-
-import structlog
+from unittest.mock import patch
 
 from infra.settings import ProcessorSettings, load
 from infra.telemetry import configure_logging
 from processors.app import run
 from processors.pipeline import AfterStep
-
-HELD = "a batch is held"
+from processors.reading import Read, Reader
+from processors.work import Work
+from tests.failpoints import Gate
 
 
 def killer(after: int) -> AfterStep:
@@ -30,24 +27,37 @@ def killer(after: int) -> AfterStep:
     return kill
 
 
-def holder(after: int, release: Path) -> AfterStep:
+def holder(after: int, gate: Gate) -> AfterStep:
     async def hold(step: int) -> None:
-        if step == after and not await asyncio.to_thread(release.exists):
-            structlog.get_logger().info(HELD, step=step)
-            while not await asyncio.to_thread(release.exists):
-                await asyncio.sleep(0.05)
+        if step == after:
+            await gate.pass_through()
 
     return hold
 
 
-def after_step(kill_after: int, hold_after: int, release: Path) -> AfterStep | None:
-    if kill_after:
-        return killer(kill_after)
-    return holder(hold_after, release) if hold_after else None
+def reader_stopped_at(key: str, gate: Gate, *, fails: bool) -> type[Reader]:
+    class StoppedReader(Reader):
+        async def read_all(self, works: Sequence[Work]) -> list[Read]:
+            if any(work.ref.key == key for work in works) and await gate.pass_through() and fails:
+                raise RuntimeError("a failpoint")
+            return await super().read_all(works)
+
+    return StoppedReader
+
+
+async def work(settings: ProcessorSettings, failpoint: Sequence[str]) -> int:
+    match failpoint:
+        case ["kill after", step]:
+            return await run(settings, after_step=killer(int(step)))
+        case ["hold after", step, folder]:
+            return await run(settings, after_step=holder(int(step), Gate(Path(folder))))
+        case ["hold at" | "fail at" as kind, key, folder]:
+            with patch("processors.app.Reader", reader_stopped_at(key, Gate(Path(folder)), fails=kind == "fail at")):
+                return await run(settings)
+    return await run(settings)
 
 
 if __name__ == "__main__":
     settings = load(ProcessorSettings, state_dir=Path("/nonexistent"))
     configure_logging(settings, "worker")
-    failpoint = after_step(int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]))
-    sys.exit(asyncio.run(run(settings, after_step=failpoint)))
+    sys.exit(asyncio.run(work(settings, sys.argv[1:])))

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from prometheus_client import REGISTRY
 
 from processors.delivery import Batcher
 from processors.work import Delivery, IsOurs, PartitionsRevoked
@@ -109,6 +110,15 @@ async def test_what_waits_becomes_one_batch() -> None:
     await settle()
     assert work.batches == [[0], [1, 2, 3]]
     await finish(batcher, work)
+
+
+async def test_what_is_in_hand_is_told_while_a_batch_is_stuck() -> None:
+    work = Work()
+    batcher, acked = await fed(work, "abc", in_flight=1)
+    await batcher.put(FakeEvent(FakeMessage(3, b"d"), acked))
+    assert REGISTRY.get_sample_value("image_search_events_in_hand") == 4
+    await finish(batcher, work)
+    assert REGISTRY.get_sample_value("image_search_events_in_hand") == 0
 
 
 async def test_a_stop_finishes_what_is_in_flight_and_leaves_the_queue() -> None:
