@@ -17,7 +17,7 @@ from typing import Protocol
 import structlog
 from mode import Service
 
-from infra.metrics import EVENTS_IN_HAND
+from infra.metrics import EVENTS_IN_HAND, EVENTS_QUEUED
 from processors.work import Delivery, IsOurs, PartitionsRevoked
 
 log = structlog.get_logger(__name__)
@@ -40,6 +40,8 @@ class Message(Protocol):
     def key(self) -> bytes | None: ...
     @property
     def value(self) -> bytes | None: ...
+    @property
+    def headers(self) -> Sequence[tuple[str, bytes | None]] | None: ...
 
 
 class StreamEvent(Protocol):
@@ -60,6 +62,7 @@ def delivery_of(event: StreamEvent) -> Delivery:
         time_ms=round(1000 * message.timestamp),
         key=message.key or b"",
         value=message.value or b"",
+        headers={name: (value or b"").decode("utf-8", "replace") for name, value in message.headers or ()},
     )
 
 
@@ -108,6 +111,7 @@ class Batcher(Service):
     async def put(self, event: StreamEvent) -> None:
         """Waits while the queue is full: that is what keeps the consumer from running ahead."""
         await self._queue.put(_Queued(event, self._assignment))
+        self._count()
 
     def drop(self) -> None:
         """The partitions are taken away: forget what waits, and let batches that wrote nothing yet end at their next step."""
@@ -169,7 +173,7 @@ class Batcher(Service):
         return _Batch(self._assignment, events, [delivery_of(event) for event in events])
 
     async def _work(self, batch: _Batch, previous: _Batch | None) -> None:
-        EVENTS_IN_HAND.set(self.in_hand)
+        self._count()
         try:
             await self._process(batch.deliveries, lambda: self._is_ours(batch.assignment))
             if previous is not None:
@@ -183,6 +187,10 @@ class Batcher(Service):
             raise
         self._in_flight.remove(batch)
         batch.done.set()
+        self._count()
+
+    def _count(self) -> None:
+        EVENTS_QUEUED.set(self._queue.qsize() + (self._held is not None))
         EVENTS_IN_HAND.set(self.in_hand)
 
     async def _acknowledge(self, batch: _Batch) -> None:

@@ -16,6 +16,7 @@ import structlog
 
 from infra.settings import ProcessorSettings, load
 from infra.telemetry import configure_logging
+from infra.tracing import traces
 from processors.app import run
 from processors.pipeline import AfterStep
 
@@ -50,4 +51,6 @@ if __name__ == "__main__":
     settings = load(ProcessorSettings, state_dir=Path("/nonexistent"))
     configure_logging(settings, "worker")
     failpoint = after_step(int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]))
-    sys.exit(asyncio.run(run(settings, after_step=failpoint)))
+    with traces(settings, "worker"):
+        status = asyncio.run(run(settings, after_step=failpoint))
+    sys.exit(status)
