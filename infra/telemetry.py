@@ -32,7 +32,7 @@ def configure_logging(settings: CommonSettings, service: str) -> None:
     """Set up logging for this process. Call once, first thing in a command."""
     shared: list[Any] = [
         structlog.contextvars.merge_contextvars,
-        _add_trace_id,
+        add_trace_id,
         structlog.stdlib.add_log_level,
         structlog.stdlib.add_logger_name,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
@@ -63,7 +63,7 @@ def configure_logging(settings: CommonSettings, service: str) -> None:
     structlog.contextvars.bind_contextvars(service=service, deployment=settings.deployment)
 
 
-def _add_trace_id(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:  # noqa: ANN401
+def add_trace_id(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:  # noqa: ANN401
     """A line that names its trace keeps that: in a batch each object has one of its own."""
     if "trace_id" not in event and (trace_id := current_trace_id()) is not None:
         event["trace_id"] = trace_id
