@@ -393,7 +393,10 @@ def test_the_dashboard_asks_the_data_source_that_is_provisioned() -> None:
 
 def test_every_alert_is_documented_and_no_other() -> None:
     page = (ROOT / "docs/alerts.md").read_text()
-    assert re.findall(r"^## (\w+)$", page, re.MULTILINE) == [rule["alert"] for rule in _rules()]
+    names = [rule["alert"] for rule in _rules()]
+    assert re.findall(r"^## (\w+)$", page, re.MULTILINE) == names
+    linked = re.findall(r"\[(\w+)\]\(alerts\.md#(\w+)\)", (ROOT / "docs/operations.md").read_text())
+    assert linked == [(name, name.lower()) for name in names]
     for rule in _rules():
         assert set(rule) <= {"alert", "expr", "for", "labels", "annotations"}
         assert rule["labels"]["severity"] in ("page", "ticket")
