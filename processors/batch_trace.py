@@ -31,7 +31,10 @@ def traced(deliveries: Sequence[Delivery]) -> Iterator[list[Delivery]]:
         linked(batch, span)
     try:
         with within(batch):
-            yield [replace(delivery, span=span) for delivery, span in zip(deliveries, spans, strict=True)]
+            yield [
+                delivery if span is NO_SPAN else replace(delivery, span=span)
+                for delivery, span in zip(deliveries, spans, strict=True)
+            ]
     except PartitionsRevoked:
         for span in recorded:
             span.set_attribute("image_search.dropped", True)
