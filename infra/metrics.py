@@ -4,14 +4,20 @@ from __future__ import annotations
 
 from prometheus_client import Counter, Gauge, Histogram
 
+from infra.errors import StoreUnavailable
 from schemas.events import ReasonCode
 from schemas.tables import JobState
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 
+# -- all services ------------------------------------------------------------------------------------------------------
+# Calls that failed because a store or the broker did not answer, whether they were tried again or given up.
+STORE_ERRORS = Counter("image_search_store_errors_total", "Calls that a store did not answer", ["store"])
+
 # -- ingest_bridge -----------------------------------------------------------------------------------------------------
-# Object events written, by what caused them.
-EVENTS_WRITTEN = Counter("image_search_events_written_total", "Object events written", ["cause"])
+# Object events written: where the bridge heard of it (log, topic, webhook, scan), by what it was caused, and whether something
+# was put or removed. Puts seen are those with change="put" and cause="notification".
+EVENTS_WRITTEN = Counter("image_search_events_written_total", "Object events written", ["source", "cause", "change"])
 # Seconds from a change by the canary to its notification, by step: put or removal.
 CANARY_SECONDS = Histogram("image_search_canary_seconds", "From a change to its notification", ["step"], buckets=_SECONDS)
 # Trials that found no announcement (unseen) or notification rules that are not ours any more (rules).
@@ -34,7 +40,8 @@ BATCH_EVENTS = Histogram(
 )
 # Seconds of each step of a batch, by step.
 STEP_SECONDS = Histogram("image_search_step_seconds", "Seconds of a step of a batch", ["step"], buckets=_SECONDS)
-# From the event at the store to the SQL commit.
+# From the event at the store until vector and row of an announced picture are both acknowledged. A search finds it when the
+# vector store shows what it has acknowledged: at most IMAGE_SEARCH_VISIBILITY_BOUND_SECONDS later.
 PUT_TO_ROW_SECONDS = Histogram("image_search_put_to_row_seconds", "From a put to its row", buckets=_SECONDS)
 # Outcomes published, by type and reason.
 OUTCOMES = Counter("image_search_outcomes_total", "Outcomes published", ["type", "reason"])
@@ -46,6 +53,8 @@ RETRIES = Counter("image_search_retries_total", "Calls tried again", ["store"])
 GENERATION_CONFLICTS = Counter("image_search_generation_conflicts_total", "Writes that another writer was ahead of")
 # Pictures by where their vector came from: embedded, or taken from a row with the same bytes.
 VECTORS = Counter("image_search_vectors_total", "Vectors written", ["origin"])
+# Events taken from the broker that wait for their batch: how deep the queue is.
+EVENTS_QUEUED = Gauge("image_search_events_queued", "Events read and not yet in a batch")
 # Events taken from the broker and not yet acknowledged.
 EVENTS_IN_HAND = Gauge("image_search_events_in_hand", "Events read and not yet acknowledged")
 
@@ -72,3 +81,9 @@ for _failure in ("rules", "unseen"):
     CANARY_FAILURES.labels(_failure)
 for _state in (JobState.DONE, JobState.FAILED, JobState.STOPPED):
     SCANS.labels(_state)
+
+
+def store_error(store: str, detail: str) -> StoreUnavailable:
+    """What an adapter raises for a call that its store did not answer: made here, so that each is counted once."""
+    STORE_ERRORS.labels(store).inc()
+    return StoreUnavailable(store, detail)

@@ -54,6 +54,12 @@ class CommonSettings(_Settings):
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least severe log line written.")
     log_format: Literal["json", "console"] = Field("json", description="JSON for machines, console for people.")
+    traces_endpoint: str = Field(
+        "",
+        pattern=r"^(https?://[^/]+)?$",
+        description="Where traces are sent to, by OTLP over gRPC, such as http://127.0.0.1:4317; none: nothing is traced.",
+    )
+    traces_sample_share: float = Field(1.0, ge=0, le=1, description="Share of the traces that begin here and are recorded.")
     cache_dir: Path = Field(default_factory=_cache_dir, description="Downloads and converted models, kept between deployments.")
 
     s3_endpoint: str = Field("http://127.0.0.1:9000", pattern=r"^https?://[^/]+$", description="Object store, scheme and host.")

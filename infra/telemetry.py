@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import logging
 import sys
+from collections.abc import MutableMapping
 from typing import Any
 
 import structlog
 
 from infra.settings import CommonSettings
+from infra.tracing import current_trace_id
 
 _NOISY = {
     # pymilvus writes a whole traceback for each call that fails, although the error is raised to us as well.
@@ -21,6 +23,8 @@ _NOISY = {
     "mode": logging.WARNING,
     "alembic": logging.WARNING,
     "aiosqlite": logging.WARNING,
+    # Says each attempt to reach a receiver that is away; that spans were dropped is an error, and stays.
+    "opentelemetry": logging.ERROR,
 }
 
 
@@ -28,6 +32,7 @@ def configure_logging(settings: CommonSettings, service: str) -> None:
     """Set up logging for this process. Call once, first thing in a command."""
     shared: list[Any] = [
         structlog.contextvars.merge_contextvars,
+        add_trace_id,
         structlog.stdlib.add_log_level,
         structlog.stdlib.add_logger_name,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
@@ -56,3 +61,10 @@ def configure_logging(settings: CommonSettings, service: str) -> None:
     for name, level in _NOISY.items():
         logging.getLogger(name).setLevel(max(level, root.level))
     structlog.contextvars.bind_contextvars(service=service, deployment=settings.deployment)
+
+
+def add_trace_id(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:  # noqa: ANN401
+    """A line that names its trace keeps that: in a batch each object has one of its own."""
+    if "trace_id" not in event and (trace_id := current_trace_id()) is not None:
+        event["trace_id"] = trace_id
+    return event

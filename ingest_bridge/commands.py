@@ -30,11 +30,13 @@ NOBODY_SECONDS = 10.0
 def bridge(context: click.Context) -> None:
     """Run the bridge: follows the buckets and tells the workers what may have changed."""
     from infra.telemetry import configure_logging
+    from infra.tracing import traces
     from ingest_bridge.service import run
 
     settings = load(BridgeSettings, state_dir=_state_dir(context))
     configure_logging(settings, "bridge")
-    asyncio.run(run(settings))
+    with traces(settings, "bridge"):
+        asyncio.run(run(settings))
 
 
 # -- scan ----------------------------------------------------------------------------------------------------------------

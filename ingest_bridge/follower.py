@@ -19,8 +19,9 @@ from infra.errors import InvalidEvent, StoreUnavailable, TransientError
 from infra.kafka.interface import Message, Producer
 from infra.metadata_store.interface import Cursor, MetadataStore
 from infra.metrics import DEAD_LETTERS as DEAD_LETTERS_COUNTED
-from infra.metrics import EVENTS_WRITTEN, RETRIES
+from infra.metrics import RETRIES
 from infra.retry import until_done
+from ingest_bridge.announcing import Source, announced
 from ingest_bridge.meta_tail import TailEnded
 from ingest_bridge.notifications.seaweedfs import parse_document
 from schemas.events import ObjectEvent
@@ -176,9 +177,9 @@ class Follower:
             position_ns = max(position_ns, parsed.position_ns)
             events.update((event.id, event) for event in parsed.events if event.id not in self._remembered)
         if events:
-            messages = [Message(event.data.ref.topic_key, event.to_json()) for event in events.values()]
-            await until_done(lambda: self._producer.send(OBJECTS, messages), on_wait=_broker_waited_for)
-            self._remember(events.values())
+            with announced(events.values(), Source.LOG) as messages:
+                await until_done(lambda: self._producer.send(OBJECTS, messages), on_wait=_broker_waited_for)
+            self._remember(events)
         if refused:
             await until_done(lambda: self._producer.send(DEAD_LETTERS, refused), on_wait=_broker_waited_for)
             # What could not be understood may have been a change.
@@ -186,10 +187,8 @@ class Follower:
         self._behind = self._now_ns() - position_ns > BEHIND_NS
         self._position_ns = position_ns
 
-    def _remember(self, events: Iterable[ObjectEvent]) -> None:
-        for event in events:
-            EVENTS_WRITTEN.labels(event.data.cause).inc()
-            self._remembered[event.id] = None
+    def _remember(self, ids: Iterable[str]) -> None:
+        self._remembered.update(dict.fromkeys(ids))
         while len(self._remembered) > REMEMBERED_IDS:
             self._remembered.popitem(last=False)
 

@@ -15,6 +15,7 @@ from aiohttp import hdrs, web
 from infra.errors import InvalidEvent
 from infra.kafka.interface import Producer
 from infra.metrics import WEBHOOK_REQUESTS
+from ingest_bridge.announcing import Source
 from ingest_bridge.notifications.s3 import parse_message
 from ingest_bridge.relay import count_records, write_events
 
@@ -98,7 +99,7 @@ class Receiver:
         try:
             if parsed.events:
                 async with asyncio.timeout(self._timeout_seconds):
-                    await write_events(self._producer, parsed.events)
+                    await write_events(self._producer, parsed.events, Source.WEBHOOK)
         except TimeoutError:
             return _refusal(503, "the broker does not answer: send it again", {hdrs.RETRY_AFTER: str(RETRY_AFTER_SECONDS)})
         count_records(parsed)

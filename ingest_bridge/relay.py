@@ -16,8 +16,9 @@ import structlog
 from infra.errors import InvalidEvent, StoreUnavailable, TransientError
 from infra.kafka.interface import Broker, GroupReader, Message, Producer, Record
 from infra.metrics import DEAD_LETTERS as DEAD_LETTERS_COUNTED
-from infra.metrics import EVENTS_WRITTEN, NOTIFICATION_RECORDS, RETRIES
+from infra.metrics import NOTIFICATION_RECORDS, RETRIES
 from infra.retry import until_done
+from ingest_bridge.announcing import Source, announced
 from ingest_bridge.notifications.s3 import Notification, parse_message
 from schemas.events import ObjectEvent
 from schemas.topics import (
@@ -112,7 +113,7 @@ class Relay:
             # A store announces a change by two ways, so that none is lost: the second copy says nothing new.
             events.update((event.id, event) for event in parsed.events if event.id not in self._remembered)
         if events:
-            await write_events(self._producer, events.values())
+            await write_events(self._producer, events.values(), Source.TOPIC)
             self._remember(events)
         if refused:
             await until_done(lambda: self._producer.send(DEAD_LETTERS, refused), on_wait=_broker_waited_for)
@@ -125,12 +126,10 @@ class Relay:
             self._remembered.popitem(last=False)
 
 
-async def write_events(producer: Producer, events: Collection[ObjectEvent]) -> None:
+async def write_events(producer: Producer, events: Collection[ObjectEvent], source: Source) -> None:
     """Returns when the broker has them, however long it is away."""
-    messages = [Message(event.data.ref.topic_key, event.to_json()) for event in events]
-    await until_done(lambda: producer.send(OBJECTS, messages), on_wait=_broker_waited_for)
-    for event in events:
-        EVENTS_WRITTEN.labels(event.data.cause).inc()
+    with announced(events, source) as messages:
+        await until_done(lambda: producer.send(OBJECTS, messages), on_wait=_broker_waited_for)
 
 
 def count_records(parsed: Notification) -> None:

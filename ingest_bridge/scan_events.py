@@ -14,10 +14,11 @@ import structlog
 from pydantic import ValidationError
 
 from infra.errors import ConfigurationError, ObjectGone, StoreRefused, StoreUnavailable, TransientError
-from infra.kafka.interface import Message, Producer
-from infra.metrics import EVENTS_WRITTEN, RETRIES
+from infra.kafka.interface import Producer
+from infra.metrics import RETRIES
 from infra.object_store.interface import ObjectStat, ObjectStore
 from infra.retry import until_done
+from ingest_bridge.announcing import Source, announced
 from ingest_bridge.backlog import POLL_SECONDS, Backlog
 from ingest_bridge.comparison import Difference
 from ingest_bridge.scan_state import ScanFailed, ScanProgress
@@ -97,11 +98,9 @@ class ScanEvents:
         while events:
             room = await self._room()
             some, events = events[:room], events[room:]
-            messages = [Message(event.data.ref.topic_key, event.to_json()) for event in some]
-            await self.patiently(partial(self._producer.send, OBJECTS, messages))
+            with announced(some, Source.SCAN) as messages:
+                await self.patiently(partial(self._producer.send, OBJECTS, messages))
             self._progress.written += len(some)
-            for event in some:
-                EVENTS_WRITTEN.labels(event.data.cause).inc()
 
     async def _room(self) -> int:
         try:

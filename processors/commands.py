@@ -65,11 +65,14 @@ async def upgrade_step(settings: ProcessorSettings, say: Callable[[str], None]) 
 def worker(context: click.Context) -> None:
     """Run a worker: embeds new objects and keeps rows and vectors equal to the buckets."""
     from infra.telemetry import configure_logging
+    from infra.tracing import traces
     from processors.app import run
 
     settings = load(ProcessorSettings, state_dir=_state_dir(context))
     configure_logging(settings, "worker")
-    sys.exit(asyncio.run(run(settings)))
+    with traces(settings, "worker"):
+        status = asyncio.run(run(settings))
+    sys.exit(status)
 
 
 @click.command()

@@ -17,7 +17,7 @@ from typing import Protocol
 import structlog
 from mode import Service
 
-from infra.metrics import EVENTS_IN_HAND
+from infra.metrics import EVENTS_IN_HAND, EVENTS_QUEUED
 from processors.work import Delivery, IsOurs, PartitionsRevoked
 
 log = structlog.get_logger(__name__)
@@ -40,6 +40,8 @@ class Message(Protocol):
     def key(self) -> bytes | None: ...
     @property
     def value(self) -> bytes | None: ...
+    @property
+    def headers(self) -> Sequence[tuple[str, bytes | None]] | None: ...
 
 
 class StreamEvent(Protocol):
@@ -60,6 +62,7 @@ def delivery_of(event: StreamEvent) -> Delivery:
         time_ms=round(1000 * message.timestamp),
         key=message.key or b"",
         value=message.value or b"",
+        headers={name: (value or b"").decode("utf-8", "replace") for name, value in message.headers or ()},
     )
 
 
@@ -103,11 +106,17 @@ class Batcher(Service):
     @property
     def in_hand(self) -> int:
         """Events taken from the stream and not yet acknowledged."""
-        return self._queue.qsize() + (self._held is not None) + sum(len(batch.events) for batch in self._in_flight)
+        return self.queued + sum(len(batch.events) for batch in self._in_flight)
+
+    @property
+    def queued(self) -> int:
+        """Events taken from the stream and in no batch yet."""
+        return self._queue.qsize() + (self._held is not None)
 
     async def on_start(self) -> None:
         # Asked for when somebody looks: a batch that is stuck must not hide that the queue fills behind it.
         EVENTS_IN_HAND.set_function(lambda: self.in_hand)
+        EVENTS_QUEUED.set_function(lambda: self.queued)
 
     async def put(self, event: StreamEvent) -> None:
         """Waits while the queue is full: that is what keeps the consumer from running ahead."""

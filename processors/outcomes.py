@@ -8,14 +8,14 @@ from datetime import UTC, datetime
 from infra.kafka.interface import Message
 from infra.metadata_store.interface import ImageRow, RowWrite
 from infra.object_store.interface import ObjectStat
-from processors.work import MICROSECONDS, Delivery, Failure, Finding, Gone, Ignored, Picture, Seen, Work
+from infra.tracing import Span, carried_by
+from processors.work import MICROSECONDS, Failure, Finding, Gone, Ignored, Letter, Picture, Seen, Work
 from schemas.events import (
     CONTENT_TYPE,
     Cause,
     Outcome,
     OutcomeEvent,
     OutcomeType,
-    ReasonCode,
     Timings,
     outcome_event,
 )
@@ -150,12 +150,14 @@ def vector_row(work: Work, picture: Picture) -> VectorRow:
     )
 
 
-def outcome_message(outcome: OutcomeEvent) -> Message:
-    return Message(key=outcome.data.ref.topic_key, value=outcome.to_json(), headers={"content-type": CONTENT_TYPE})
+def outcome_message(outcome: OutcomeEvent, span: Span) -> Message:
+    headers = {"content-type": CONTENT_TYPE, **carried_by(span)}
+    return Message(key=outcome.data.ref.topic_key, value=outcome.to_json(), headers=headers)
 
 
-def dead_letter(delivery: Delivery, reason: ReasonCode, error: str, attempt: int = 1) -> Message:
+def dead_letter(letter: Letter) -> Message:
     """The message as it came; what is known about it stands in the headers."""
+    delivery = letter.delivery
     return Message(
         key=delivery.key,
         value=delivery.value,
@@ -163,9 +165,10 @@ def dead_letter(delivery: Delivery, reason: ReasonCode, error: str, attempt: int
             HEADER_TOPIC: delivery.topic,
             HEADER_PARTITION: str(delivery.partition),
             HEADER_OFFSET: str(delivery.offset),
-            HEADER_REASON: reason,
-            HEADER_ERROR: error[:MESSAGE_LENGTH],
-            HEADER_ATTEMPT: str(attempt),
+            HEADER_REASON: letter.reason,
+            HEADER_ERROR: letter.error[:MESSAGE_LENGTH],
+            HEADER_ATTEMPT: str(letter.attempt),
+            **carried_by(delivery.span),
         },
     )
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 
 import structlog
@@ -24,15 +23,17 @@ from infra.metrics import (
     EVENTS_KNOWN,
     EVENTS_READ,
     GENERATION_CONFLICTS,
-    STEP_SECONDS,
+    PUT_TO_ROW_SECONDS,
 )
 from infra.object_store.interface import StoredObject
 from infra.retry import Result, until_done
 from infra.vector_store.interface import VectorStore
-from processors.outcomes import RowMaker, dead_letter, vector_row
+from processors.batch_trace import note_known, note_works, traced
+from processors.outcomes import RowMaker, vector_row
 from processors.progress import Progress
 from processors.publishing import Publisher
 from processors.reading import Read, Reader
+from processors.steps import timed
 from processors.vectors import Content, Embedded, Holders, Vectorizer, count_vectors
 from processors.work import (
     Delivery,
@@ -40,6 +41,7 @@ from processors.work import (
     Finding,
     Gone,
     IsOurs,
+    Letter,
     PartitionsRevoked,
     Picture,
     Planned,
@@ -47,6 +49,7 @@ from processors.work import (
     Work,
     collapse,
     is_known,
+    names_of,
     parse,
 )
 from schemas.events import Cause, ReasonCode
@@ -99,12 +102,14 @@ class Pipeline:
         batch goes on to its end: the fence makes a late write harmless, and half a write would only be mended later.
         """
         BATCH_EVENTS.observe(len(deliveries))
-        works = await self._parse(deliveries)
-        with self._timed(2, "collapse"):
-            works = collapse(works)
-        await self._done(2)
-        for group in _by_bytes(works, self._batch_bytes):
-            await self._process_or_isolate(group, is_ours)
+        with traced(deliveries) as traced_deliveries:
+            parsed = await self._parse(traced_deliveries)
+            with timed(2, "collapse"):
+                works = collapse(parsed)
+            note_works(parsed, works)
+            await self._done(2)
+            for group in _by_bytes(works, self._batch_bytes):
+                await self._process_or_isolate(group, is_ours)
 
     async def _process_or_isolate(self, works: Sequence[Work], is_ours: IsOurs) -> None:
         """One object that meets a bug of ours must not stop the others: it is worked on alone, then put aside."""
@@ -125,7 +130,7 @@ class Pipeline:
             except ImageSearchError:
                 raise
             except Exception:
-                log.exception("object failed", object=str(work.ref), attempt=attempt)
+                log.exception("object failed", **names_of(work.delivery, work.object_id), attempt=attempt)
         await self._put_aside(work)
         return None
 
@@ -137,8 +142,9 @@ class Pipeline:
         except ImageSearchError:
             raise
         except Exception:
-            log.exception("object cannot even be recorded as failed", object=str(work.ref))
-            await self._publisher.put_aside([dead_letter(work.delivery, failure.reason, failure.message)])
+            log.exception("object cannot even be recorded as failed", **names_of(work.delivery, work.object_id))
+            letter = Letter(work.delivery, failure.reason, failure.message, object_id=work.object_id)
+            await self._publisher.put_aside([letter])
 
     async def _until_settled(self, works: Sequence[Work], is_ours: IsOurs) -> None:
         works = await self._round(works, is_ours)
@@ -150,7 +156,7 @@ class Pipeline:
         """Steps 3 to 10. Returns the objects that another writer moved on meanwhile: to be worked on again."""
         started = time.time()
         _require(is_ours)
-        with self._timed(3, "look up"):
+        with timed(3, "look up"):
             seen = await self._look_up(works)
             moved_on = await self._settle(works, seen)
             todo = [work for work in works if work.object_id not in moved_on and not self._is_known(work, seen)]
@@ -160,10 +166,9 @@ class Pipeline:
             return [work.again() for work in works if work.object_id in moved_on]
 
         queued_ms = 1000 * max(0.0, started - min(work.delivery.time_ms for work in todo) / 1000)
-        with self._timed(4, "read"):
-            read_started = time.perf_counter()
+        with timed(4, "read") as reading:
             reads = await self._reader.read_all(todo)
-            timings = {"queued": queued_ms, "read": 1000 * (time.perf_counter() - read_started) / len(todo)}
+        timings = {"queued": queued_ms, "read": 1000 * reading.seconds / len(todo)}
         await self._done(4)
         _require(is_ours)
         findings = await self._find(todo, reads)
@@ -175,17 +180,17 @@ class Pipeline:
     # -- step 1 ------------------------------------------------------------------------------------------------------
     async def _parse(self, deliveries: Sequence[Delivery]) -> list[Work]:
         works: list[Work] = []
-        bad: list[tuple[Delivery, InvalidEvent]] = []
-        with self._timed(1, "parse"):
+        bad: list[Letter] = []
+        with timed(1, "parse"):
             for delivery in deliveries:
                 try:
                     work = parse(delivery)
                 except InvalidEvent as error:
-                    bad.append((delivery, error))
+                    bad.append(Letter(delivery, error.reason, str(error)))
                 else:
                     EVENTS_READ.labels(work.change.cause).inc()
                     works.append(work)
-            await self._publisher.put_aside([dead_letter(delivery, error.reason, str(error)) for delivery, error in bad])
+            await self._publisher.put_aside(bad)
         await self._done(1)
         return works
 
@@ -216,12 +221,13 @@ class Pipeline:
         known = is_known(work, seen[work.object_id], self._rows.fingerprint)
         if known:
             EVENTS_KNOWN.inc()
+            note_known(work)
         return known
 
     # -- steps 5 to 7 ------------------------------------------------------------------------------------------------
     async def _find(self, works: Sequence[Work], reads: Sequence[Read]) -> list[Finding]:
         present = [(work, read) for work, read in zip(works, reads, strict=True) if isinstance(read, StoredObject)]
-        with self._timed(5, "hash"):
+        with timed(5, "hash"):
             contents = await self._vectorizer.hash([(read.data, work.change.cause is Cause.REPAIR) for work, read in present])
             holders = await self._vectorizer.holders(contents) if contents else {}
             fresh = {content.content_hash for content in contents if content.fresh}
@@ -229,8 +235,7 @@ class Pipeline:
             reused = await self._vectorizer.reuse({known: ids for known, ids in candidates.items() if known not in fresh})
         await self._done(5)
         to_embed = list({one.content_hash: one for one in contents if one.content_hash not in reused}.values())
-        with self._timed(6, "decode and embed"):
-            embedded = await self._vectorizer.embed(to_embed) if to_embed else {}
+        embedded = await self._vectorizer.embed(to_embed) if to_embed else {}
         await self._done(6)
         await self._done(7)
         count_vectors(embedded=len(to_embed), reused=len(reused))
@@ -271,7 +276,7 @@ class Pipeline:
     async def _write_and_tell(self, found: Sequence[tuple[Work, Seen, Finding]], timings_ms: dict[str, float]) -> set[ObjectId]:
         """Returns the objects that another writer had moved on."""
         write_started = time.perf_counter()
-        with self._timed(8, "vectors"):
+        with timed(8, "vectors"):
             pictures = [vector_row(work, finding) for work, _, finding in found if isinstance(finding, Picture)]
             if pictures:
                 await self._wait(lambda: self._vectors.upsert(self._collection, pictures))
@@ -283,14 +288,15 @@ class Pipeline:
             Planned(work, finding, self._rows.write_for(work, seen, finding, now + timedelta(microseconds=place), timings))
             for place, (work, seen, finding) in enumerate(found)
         ]
-        with self._timed(9, "rows"):
+        with timed(9, "rows"):
             writes = [one.write for one in planned if one.write is not None]
             lost = await self._wait(lambda: self._metadata.write(writes)) if writes else set()
             GENERATION_CONFLICTS.inc(len(lost))
             written = [one for one in planned if one.work.object_id not in lost]
+            _count_since_put(written)
             lost |= await self._remove_vectors(written)
         await self._done(9)
-        with self._timed(10, "outcomes"):
+        with timed(10, "outcomes"):
             await self._publisher.publish([one for one in written if one.work.object_id not in lost])
         await self._done(10)
         return lost
@@ -323,11 +329,15 @@ class Pipeline:
         self._progress.steps += 1
         await self._after_step(step)
 
-    @contextmanager
-    def _timed(self, step: int, name: str) -> Iterator[None]:
-        started = time.perf_counter()
-        yield
-        STEP_SECONDS.labels(f"{step} {name}").observe(time.perf_counter() - started)
+
+def _count_since_put(written: Sequence[Planned]) -> None:
+    """Vector and row are there: from now on a search finds it, as soon as the vector store shows what it has acknowledged."""
+    now = datetime.now(UTC)
+    for one in written:
+        if one.write is None or not one.write.row.owed_outcomes or one.write.row.state is not RowState.INDEXED:
+            continue
+        if one.work.change.cause is Cause.NOTIFICATION:
+            PUT_TO_ROW_SECONDS.observe(max(0.0, (now - one.work.event_time).total_seconds()))
 
 
 def _candidates(holders: Holders, contents: Sequence[tuple[Work, Content]]) -> Holders:

@@ -6,16 +6,15 @@ from collections.abc import Sequence
 
 import structlog
 
-from infra.kafka.interface import Message, Producer
+from infra.kafka.interface import Producer
 from infra.metadata_store.interface import MetadataStore
-from infra.metrics import DEAD_LETTERS, OUTCOMES, PUT_TO_ROW_SECONDS
+from infra.metrics import DEAD_LETTERS, OUTCOMES
 from infra.retry import until_done
+from processors.batch_trace import note_outcome
 from processors.outcomes import dead_letter, outcome_message
 from processors.progress import Progress
-from processors.work import Failure, Planned, Unreachable
-from schemas.events import OutcomeEvent
+from processors.work import Failure, Letter, Planned, Unreachable, names_of
 from schemas.topics import DEAD_LETTERS as DEAD_LETTER_TOPIC
-from schemas.topics import HEADER_OFFSET, HEADER_PARTITION, HEADER_REASON
 from schemas.topics import OUTCOMES as OUTCOME_TOPIC
 
 log = structlog.get_logger(__name__)
@@ -27,42 +26,37 @@ class Publisher:
     def __init__(self, producer: Producer, metadata: MetadataStore, progress: Progress) -> None:
         self._producer, self._metadata, self._progress = producer, metadata, progress
 
-    async def put_aside(self, letters: Sequence[Message]) -> None:
+    async def put_aside(self, letters: Sequence[Letter]) -> None:
         for letter in letters:
-            DEAD_LETTERS.labels(letter.headers[HEADER_REASON]).inc()
+            DEAD_LETTERS.labels(letter.reason).inc()
+            delivery = letter.delivery
             log.warning(
                 "dead letter",
-                reason=letter.headers[HEADER_REASON],
-                key=letter.key.decode("utf-8", "replace"),
-                partition=letter.headers[HEADER_PARTITION],
-                offset=letter.headers[HEADER_OFFSET],
+                reason=letter.reason,
+                partition=delivery.partition,
+                offset=delivery.offset,
+                **names_of(delivery, letter.object_id),
             )
         if letters:
-            await until_done(lambda: self._producer.send(DEAD_LETTER_TOPIC, letters), on_wait=self._progress.waited)
+            messages = [dead_letter(letter) for letter in letters]
+            await until_done(lambda: self._producer.send(DEAD_LETTER_TOPIC, messages), on_wait=self._progress.waited)
 
     async def publish(self, planned: Sequence[Planned]) -> None:
         """Dead letters first: once a row is noted as published, nothing would make up for a missing one."""
         await self.put_aside(
             [
-                dead_letter(one.work.delivery, one.finding.reason, one.finding.message, one.work.change.attempt)
+                Letter(one.work.delivery, one.finding.reason, one.finding.message, one.work.change.attempt, one.work.object_id)
                 for one in planned
                 if isinstance(one.finding, Failure | Unreachable)
             ]
         )
-        outcomes = [outcome for one in planned if one.write for outcome in one.write.row.owed_outcomes]
-        if not outcomes:
+        owed = [(one, outcome) for one in planned if one.write for outcome in one.write.row.owed_outcomes]
+        if not owed:
             return
-        messages = [outcome_message(outcome) for outcome in outcomes]
+        messages = [outcome_message(outcome, one.work.delivery.span) for one, outcome in owed]
         await until_done(lambda: self._producer.send(OUTCOME_TOPIC, messages), on_wait=self._progress.waited)
-        published = {
-            one.work.object_id: one.write.row.generation for one in planned if one.write and one.write.row.owed_outcomes
-        }
+        published = {one.work.object_id: outcome.data.generation for one, outcome in owed}
         await until_done(lambda: self._metadata.mark_published(published), on_wait=self._progress.waited)
-        for outcome in outcomes:
-            _count(outcome)
-
-
-def _count(outcome: OutcomeEvent) -> None:
-    OUTCOMES.labels(outcome.type, outcome.data.reason or "").inc()
-    if outcome.data.timings_ms and outcome.data.timings_ms.since_put is not None:
-        PUT_TO_ROW_SECONDS.observe(outcome.data.timings_ms.since_put / 1000)
+        for one, outcome in owed:
+            OUTCOMES.labels(outcome.type, outcome.data.reason or "").inc()
+            note_outcome(one.work.delivery, outcome)

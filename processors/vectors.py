@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -18,6 +17,7 @@ from infra.retry import until_done
 from infra.vector_store.interface import VectorStore
 from processors.decode import Decoded
 from processors.embedding.embedder import Embedder
+from processors.steps import timed
 from processors.work import Facts
 from schemas.identity import ContentHash, ObjectId, content_hash_of
 from schemas.vectors import Vector
@@ -101,9 +101,9 @@ class Vectorizer:
 
     async def embed(self, contents: Sequence[Content]) -> dict[ContentHash, Embedded | ImageRejected]:
         """Decode and embed, all of them in one call of the model."""
-        started = time.perf_counter()
-        decoded = await self._decoder.decode([content.data for content in contents])
-        decode_ms = 1000 * (time.perf_counter() - started) / max(1, len(contents))
+        with timed(6, "decode") as decoding:
+            decoded = await self._decoder.decode([content.data for content in contents])
+        decode_ms = 1000 * decoding.seconds / max(1, len(contents))
         results: dict[ContentHash, Embedded | ImageRejected] = {}
         good: list[tuple[ContentHash, Decoded]] = []
         for content, result in zip(contents, decoded, strict=True):
@@ -113,9 +113,9 @@ class Vectorizer:
                 good.append((content.content_hash, result))
         if not good:
             return results
-        started = time.perf_counter()
-        vectors = await self._embedder.embed(np.stack([result.pixels for _, result in good]))
-        timings = {"decode": decode_ms, "embed": 1000 * (time.perf_counter() - started) / len(good)}
+        with timed(7, "embed") as embedding:
+            vectors = await self._embedder.embed(np.stack([result.pixels for _, result in good]))
+        timings = {"decode": decode_ms, "embed": 1000 * embedding.seconds / len(good)}
         for (content_hash, result), vector in zip(good, vectors, strict=True):
             results[content_hash] = Embedded(Facts(result.width, result.height, result.format), vector, timings)
         return results

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 
@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from infra.errors import ImageSearchError, InvalidEvent
 from infra.metadata_store.interface import ImageRow, RowWrite
 from infra.object_store.interface import ObjectStat
+from infra.tracing import NO_SPAN, Span, trace_id_of
 from schemas.events import OBJECT_CHANGED, Cause, ObjectChange, ObjectEvent, ReasonCode
 from schemas.identity import ContentHash, ModelFingerprint, ObjectId, ObjectRef
 from schemas.vectors import Vector
@@ -27,7 +28,7 @@ class PartitionsRevoked(ImageSearchError):
 
 @dataclass(frozen=True, slots=True)
 class Delivery:
-    """A message as it came. Topic, partition and offset together are its identity."""
+    """A message as it came. Topic, partition and offset together are its identity. `span`: its part of a trace."""
 
     topic: str
     partition: int
@@ -35,6 +36,8 @@ class Delivery:
     time_ms: int
     key: bytes
     value: bytes
+    headers: Mapping[str, str] = field(default_factory=dict)
+    span: Span = field(default=NO_SPAN, compare=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,6 +141,27 @@ class Planned:
     work: Work
     finding: Finding
     write: RowWrite | None
+
+
+@dataclass(frozen=True, slots=True)
+class Letter:
+    """A message that is put aside, and why. `object_id`: what it was about, if that could be read."""
+
+    delivery: Delivery
+    reason: ReasonCode
+    error: str
+    attempt: int = 1
+    object_id: ObjectId | None = None
+
+
+def names_of(delivery: Delivery, object_id: ObjectId | None) -> dict[str, str]:
+    """What a line of the log says of an event: its key, the name that all stores know its object by, and its own trace."""
+    names = {"key": delivery.key.decode("utf-8", "replace")}
+    if object_id is not None:
+        names["object_id"] = object_id.hex()
+    if (trace_id := trace_id_of(delivery.span)) is not None:
+        names["trace_id"] = trace_id
+    return names
 
 
 def parse(delivery: Delivery) -> Work:

@@ -23,11 +23,13 @@ if TYPE_CHECKING:
 def serve(context: click.Context) -> None:
     """Run the query service: search, events and the page over HTTP."""
     from infra.telemetry import configure_logging
+    from infra.tracing import traces
     from query_service.server import run
 
     settings = load(QuerySettings, state_dir=_state_dir(context))
     configure_logging(settings, "query_service")
-    asyncio.run(run(settings))
+    with traces(settings, "query_service"):
+        asyncio.run(run(settings))
 
 
 @click.command()

@@ -10,6 +10,7 @@ import structlog
 from aiohttp import hdrs, web
 
 from infra.metrics import HTTP_REQUESTS, HTTP_SECONDS
+from infra.tracing import NO_SPAN, Span, SpanKind, begin, failed, within
 from query_service.endpoint import Handler, answer
 from query_service.errors import RequestRefused, refusal_of
 from query_service.streaming import break_off, is_gone
@@ -49,29 +50,40 @@ async def observe(request: web.Request, handler: Handler) -> web.StreamResponse:
     # What a client sends ends up in our log and headers: only what can do no harm there is taken over.
     request_id = sent if _SANE_REQUEST_ID.fullmatch(sent) else uuid.uuid4().hex
     request[REQUEST_ID] = request_id
+    resource = request.match_info.route.resource
+    route = resource.canonical if resource is not None else "unknown"
+    method = request.method if request.method in hdrs.METH_ALL else "other"
+    span = NO_SPAN if route in _ASKED_ALL_THE_TIME else begin(f"{method} {route}", SpanKind.SERVER, headers=request.headers)
     since = time.perf_counter()
     status = CLIENT_LEFT
-    try:
-        with structlog.contextvars.bound_contextvars(request_id=request_id):
+    with structlog.contextvars.bound_contextvars(request_id=request_id), within(span):
+        try:
             response = await handler(request)
             status = response.status
             return response
-    finally:
-        seconds = time.perf_counter() - since
-        resource = request.match_info.route.resource
-        route = resource.canonical if resource is not None else "unknown"
-        HTTP_REQUESTS.labels(route, request.method if request.method in hdrs.METH_ALL else "other", status).inc()
-        if route != EVENTS_PATH:
-            HTTP_SECONDS.labels(route).observe(seconds)
-        write = log.debug if route in _ASKED_ALL_THE_TIME else log.info
-        write(
-            "request",
-            request_id=request_id,
-            method=request.method,
-            path=request.path,
-            status=status,
-            milliseconds=round(1000 * seconds, 2),
-        )
+        finally:
+            seconds = time.perf_counter() - since
+            HTTP_REQUESTS.labels(route, method, status).inc()
+            if route != EVENTS_PATH:
+                HTTP_SECONDS.labels(route).observe(seconds)
+            _note(span, request_id=request_id, route=route, method=method, status=status)
+            write = log.debug if route in _ASKED_ALL_THE_TIME else log.info
+            write("request", method=request.method, path=request.path, status=status, milliseconds=round(1000 * seconds, 2))
+
+
+def _note(span: Span, *, request_id: str, route: str, method: str, status: int) -> None:
+    if not span.is_recording():
+        return
+    span.set_attributes(
+        {
+            "http.request.method": method,
+            "http.route": route,
+            "http.response.status_code": status,
+            "image_search.request_id": request_id,
+        }
+    )
+    if status >= 500:
+        failed(span, str(status))
 
 
 @web.middleware

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from infra.metadata_store.interface import ImageRow, MetadataStore, ModelRow
 from infra.metrics import HITS_HIDDEN, SEARCH_STEP_SECONDS
+from infra.tracing import note_step
 from infra.vector_store.interface import VectorStore
 from processors.embedding.embedder import Embedder, Pixels
 from query_service.errors import RequestRefused
@@ -42,7 +43,7 @@ class SearchRequest:
 
 
 class _Steps:
-    """Milliseconds spent by step, and the same in the metrics."""
+    """Milliseconds spent by step, and the same in the metrics and in the request's trace."""
 
     def __init__(self) -> None:
         self.milliseconds: dict[str, float] = {}
@@ -52,6 +53,7 @@ class _Steps:
         now = time.perf_counter()
         seconds, self._since = now - self._since, now
         SEARCH_STEP_SECONDS.labels(step).observe(seconds)
+        note_step(step, seconds)
         self.milliseconds[step] = round(self.milliseconds.get(step, 0.0) + 1000.0 * seconds, 3)
 
     @property

@@ -43,6 +43,9 @@ PROCESSOR_GROUP = "processors"
 RELAY_GROUP = "relay"
 """The consumer group of the bridges that turn notifications into object events, without the deployment's prefix."""
 
+HEADER_TRACE_PARENT = "traceparent"
+"""Of object events, outcomes and dead letters that are traced: the trace they belong to (W3C trace context)."""
+
 # Headers of a dead letter, beside the message as it came. Topic, partition and offset together are its identity.
 HEADER_TOPIC = "image-search-topic"
 HEADER_PARTITION = "image-search-partition"

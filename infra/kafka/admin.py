@@ -17,9 +17,9 @@ from aiokafka.errors import (  # type: ignore[import-untyped]  # aiokafka ships 
     for_code,
 )
 
-from infra.errors import StoreUnavailable
 from infra.kafka.connection import STORE_NAME, Connection
 from infra.kafka.interface import PartitionLag
+from infra.metrics import store_error
 from schemas.topics import Topic
 
 RETRY_SECONDS = 0.1
@@ -99,7 +99,7 @@ class Inspector:
         answer = await admin.create_topics(wanted)
         for name, code, *_ in answer.topic_errors:
             if code and for_code(code) is not TopicAlreadyExistsError:
-                raise StoreUnavailable(STORE_NAME, f"it refused to create the topic {name} ({for_code(code).__name__})")
+                raise store_error(STORE_NAME, f"it refused to create the topic {name} ({for_code(code).__name__})")
 
     async def _wait_for_leaders(self, admin: AIOKafkaAdminClient, topics: Iterable[Topic]) -> None:
         """Only with a leader can a partition be written to and read from."""

@@ -11,6 +11,7 @@ from typing import Any
 from aiokafka import AIOKafkaConsumer, errors  # type: ignore[import-untyped]  # aiokafka ships no types
 
 from infra.errors import StoreUnavailable
+from infra.metrics import store_error
 from infra.settings import CommonSettings
 from schemas.topics import Topic
 
@@ -45,7 +46,7 @@ class Connection:
         return f"{self.prefix}{group}"
 
     def missing(self, topic: Topic) -> StoreUnavailable:
-        return StoreUnavailable(STORE_NAME, f"the topic {self.topic(topic)} is missing: run `image-search upgrade`")
+        return store_error(STORE_NAME, f"the topic {self.topic(topic)} is missing: run `image-search upgrade`")
 
     @asynccontextmanager
     async def bounded(self) -> AsyncIterator[None]:
@@ -54,13 +55,13 @@ class Connection:
             async with asyncio.timeout(self.timeout_seconds):
                 yield
         except errors.KafkaConnectionError as error:
-            raise StoreUnavailable(STORE_NAME, f"nothing answers at {', '.join(self.bootstrap)}") from error
+            raise store_error(STORE_NAME, f"nothing answers at {', '.join(self.bootstrap)}") from error
         except errors.KafkaError as error:
-            raise StoreUnavailable(STORE_NAME, f"it answered {type(error).__name__}") from error
+            raise store_error(STORE_NAME, f"it answered {type(error).__name__}") from error
         except TimeoutError as error:
-            raise StoreUnavailable(STORE_NAME, f"no answer within {self.timeout_seconds:g} s") from error
+            raise store_error(STORE_NAME, f"no answer within {self.timeout_seconds:g} s") from error
         except OSError as error:
-            raise StoreUnavailable(STORE_NAME, f"the connection failed ({type(error).__name__})") from error
+            raise store_error(STORE_NAME, f"the connection failed ({type(error).__name__})") from error
 
     async def ended(self, ending: Awaitable[None]) -> None:
         """Waits for a client's end. What goes wrong then must not hide what went wrong before, and nobody can use it."""

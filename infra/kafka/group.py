@@ -10,11 +10,11 @@ import structlog
 from aiokafka import AIOKafkaConsumer, TopicPartition  # type: ignore[import-untyped]  # aiokafka ships no types
 from aiokafka.errors import CommitFailedError, KafkaError  # type: ignore[import-untyped]  # aiokafka ships no types
 
-from infra.errors import StoreUnavailable
 from infra.kafka.admin import Inspector
 from infra.kafka.connection import STORE_NAME, Connection
 from infra.kafka.interface import GroupReader, Record, next_offsets
 from infra.kafka.reader import IDLE_MS, RECORDS_AT_ONCE, record_of
+from infra.metrics import store_error
 from schemas.topics import Topic
 
 SESSION_MS = 10_000
@@ -69,7 +69,7 @@ class KafkaGroupReader:
         try:
             found = await self._consumer.getmany(timeout_ms=IDLE_MS)
         except (KafkaError, OSError) as error:
-            raise StoreUnavailable(STORE_NAME, f"reading failed ({type(error).__name__})") from error
+            raise store_error(STORE_NAME, f"reading failed ({type(error).__name__})") from error
         # Only waiting counts: what the reader's own work takes between two batches is no silence of the broker.
         self._idle_seconds = 0.0 if found else self._idle_seconds + clock() - asked_at
         if found:
@@ -103,4 +103,4 @@ class KafkaGroupReader:
         self._pending = pending
         if stuck:
             seconds = self._connection.timeout_seconds
-            raise StoreUnavailable(STORE_NAME, f"nobody of the group read on for {seconds:g} s although there is more")
+            raise store_error(STORE_NAME, f"nobody of the group read on for {seconds:g} s although there is more")

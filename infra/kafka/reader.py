@@ -9,10 +9,10 @@ from contextlib import aclosing, asynccontextmanager
 from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition  # type: ignore[import-untyped]  # aiokafka ships no types
 from aiokafka.errors import OffsetOutOfRangeError  # type: ignore[import-untyped]  # aiokafka ships no types
 
-from infra.errors import StoreUnavailable
 from infra.kafka.admin import Inspector, begin_and_end
 from infra.kafka.connection import STORE_NAME, Connection
 from infra.kafka.interface import Record
+from infra.metrics import store_error
 from schemas.topics import Topic
 
 IDLE_MS = 1000
@@ -77,7 +77,7 @@ async def _check_not_stuck(connection: Connection, consumer: AIOKafkaConsumer, p
         offsets = await begin_and_end(consumer, partitions)
         behind = [tp.partition for tp in partitions if await consumer.position(tp) < offsets[tp.partition][1]]
     if behind:
-        raise StoreUnavailable(STORE_NAME, f"nothing came for {connection.timeout_seconds:g} s although there is more")
+        raise store_error(STORE_NAME, f"nothing came for {connection.timeout_seconds:g} s although there is more")
 
 
 def record_of(message: ConsumerRecord) -> Record:
@@ -87,5 +87,5 @@ def record_of(message: ConsumerRecord) -> Record:
         time_ms=message.timestamp,
         key=message.key or b"",
         value=message.value or b"",
-        headers={name: value.decode("utf-8", "replace") for name, value in message.headers},
+        headers={name: (value or b"").decode("utf-8", "replace") for name, value in message.headers},
     )

@@ -19,6 +19,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_en
 
 from infra.errors import ConfigurationError, StoreUnavailable
 from infra.metadata_store.tls import refuse_unencrypted, split_tls
+from infra.metrics import store_error
 
 Result = TypeVar("Result")
 Work = Callable[[AsyncConnection], Awaitable[Result]]
@@ -157,7 +158,7 @@ class Database:
             async with asyncio.timeout(self._timeout), turn or contextlib.nullcontext():
                 return await _attempts(engine, work)
         except TimeoutError:
-            raise StoreUnavailable(STORE, f"no answer in {self._timeout:g} s") from None
+            raise store_error(STORE, f"no answer in {self._timeout:g} s") from None
         except (SQLAlchemyError, OSError) as error:
             raise translated(error) from error
 
@@ -178,7 +179,7 @@ async def _attempts(engine: AsyncEngine, work: Work[Result]) -> Result:
     try:
         return await _attempt(engine, work)
     except _LostARace as lost:
-        raise StoreUnavailable(STORE, f"{MOST_ATTEMPTS} attempts lost against other writers") from lost.__cause__
+        raise store_error(STORE, f"{MOST_ATTEMPTS} attempts lost against other writers") from lost.__cause__
 
 
 async def _attempt(engine: AsyncEngine, work: Work[Result]) -> Result:
@@ -210,7 +211,7 @@ def translated(error: Exception) -> ConfigurationError | StoreUnavailable:
     code, text = _code_and_text(error)
     if code in _MYSQL_NO_SCHEMA or any(part in text for part in _SQLITE_NO_SCHEMA):
         return ConfigurationError(f"the database is missing or has not the schema of this version; {UPGRADE_HINT}")
-    return StoreUnavailable(STORE, f"{type(getattr(error, 'orig', None) or error).__name__} {code or ''}".rstrip())
+    return store_error(STORE, f"{type(getattr(error, 'orig', None) or error).__name__} {code or ''}".rstrip())
 
 
 def _code_and_text(error: Exception) -> tuple[int | None, str]:

@@ -18,9 +18,10 @@ from sqlalchemy import Connection, Engine, event, func, select
 from sqlalchemy.engine import URL
 from sqlalchemy.exc import SQLAlchemyError
 
-from infra.errors import ConfigurationError, StoreUnavailable
+from infra.errors import ConfigurationError
 from infra.metadata_store.engine import STORE, UPGRADE_HINT, Database, parse_url, set_sqlite_pragmas, sqlite_path, translated
 from infra.metadata_store.tls import split_tls
+from infra.metrics import store_error
 from infra.settings import CommonSettings
 
 _MIGRATIONS = Path(__file__).parents[1] / "migrations"
@@ -118,6 +119,6 @@ def _alone(connection: Connection) -> Iterator[None]:
             yield
         return
     if not connection.scalar(select(func.get_lock(_LOCK_NAME, _LOCK_SECONDS))):
-        raise StoreUnavailable(STORE, f"another upgrade has been running for {_LOCK_SECONDS} s")
+        raise store_error(STORE, f"another upgrade has been running for {_LOCK_SECONDS} s")
     yield
     connection.commit()

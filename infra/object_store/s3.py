@@ -25,7 +25,8 @@ from miniopy_async.datatypes import Object
 from miniopy_async.error import MinioException, S3Error, ServerError
 from multidict import CIMultiDict
 
-from infra.errors import ImageRejected, ImageSearchError, ObjectGone, StoreRefused, StoreUnavailable
+from infra.errors import ImageRejected, ImageSearchError, ObjectGone, StoreRefused
+from infra.metrics import store_error
 from infra.object_store.interface import NotificationRule, ObjectStat, ObjectStream, StoredObject
 from infra.object_store.names import check_bucket_name, check_place
 from infra.object_store.rules import config_of, rules_of
@@ -226,13 +227,13 @@ async def body_chunks(response: aiohttp.ClientResponse, size: int) -> AsyncItera
             break
         yield chunk
     if received != size:
-        raise StoreUnavailable(STORE_NAME, f"a body ended after {received} of {size} bytes")
+        raise store_error(STORE_NAME, f"a body ended after {received} of {size} bytes")
 
 
 def _stat_of_response(ref: ObjectRef, response: aiohttp.ClientResponse) -> ObjectStat:
     headers = response.headers
     if "Content-Length" not in headers or "Last-Modified" not in headers or "ETag" not in headers:
-        raise StoreUnavailable(STORE_NAME, "an answer without Content-Length, Last-Modified or ETag is none of S3")
+        raise store_error(STORE_NAME, "an answer without Content-Length, Last-Modified or ETag is none of S3")
     return ObjectStat(
         ref,
         etag=headers["ETag"].replace('"', ""),
@@ -245,7 +246,7 @@ def _stat_of_response(ref: ObjectRef, response: aiohttp.ClientResponse) -> Objec
 
 def _stat_of_object(bucket: str, item: Object) -> ObjectStat:
     if item.object_name is None or item.last_modified is None or item.etag is None or item.size is None:
-        raise StoreUnavailable(STORE_NAME, "a description without name, time, ETag or size is none of S3")
+        raise store_error(STORE_NAME, "a description without name, time, ETag or size is none of S3")
     return ObjectStat(
         ObjectRef(bucket, item.object_name),
         etag=item.etag,
@@ -270,13 +271,13 @@ def _translate(error: Exception, timeout_seconds: float) -> ImageSearchError:
         case S3Error():
             return _translate_s3(error)
         case ServerError():
-            return StoreUnavailable(STORE_NAME, f"HTTP {error.status_code}")
+            return store_error(STORE_NAME, f"HTTP {error.status_code}")
         case TimeoutError():
-            return StoreUnavailable(STORE_NAME, f"no answer within {timeout_seconds:g} s")
+            return store_error(STORE_NAME, f"no answer within {timeout_seconds:g} s")
         case aiohttp.ClientError() | OSError():
-            return StoreUnavailable(STORE_NAME, f"the connection failed ({type(error).__name__})")
+            return store_error(STORE_NAME, f"the connection failed ({type(error).__name__})")
         case MinioException() | ParseError() | ValueError() | KeyError():
-            return StoreUnavailable(STORE_NAME, f"an answer that is none of S3 ({type(error).__name__})")
+            return store_error(STORE_NAME, f"an answer that is none of S3 ({type(error).__name__})")
         case _:
             raise error
 
@@ -296,7 +297,7 @@ def _translate_s3(error: S3Error) -> ImageSearchError:
         )
     if 400 <= status < 500 and status not in (404, 408, 429):
         return StoreRefused(ReasonCode.OBJECT_UNREADABLE, f"the object store refuses the request ({code or status})")
-    return StoreUnavailable(STORE_NAME, f"HTTP {status} {code}".rstrip())
+    return store_error(STORE_NAME, f"HTTP {status} {code}".rstrip())
 
 
 def _bucket_missing(bucket: str) -> StoreRefused:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pymilvus import AsyncMilvusClient, MilvusException  # type: ignore[import-untyped]  # it has no types
 
-from infra.errors import StoreUnavailable
+from infra.metrics import store_error
 
 
 async def change_password(uri: str, user: str, old: str, new: str, *, timeout_seconds: float) -> None:
@@ -16,4 +16,4 @@ async def change_password(uri: str, user: str, old: str, new: str, *, timeout_se
         finally:
             await client.close()
     except MilvusException as error:
-        raise StoreUnavailable("vector store", f"the password of {user} could not be changed: code {error.code}") from None
+        raise store_error("vector store", f"the password of {user} could not be changed: code {error.code}") from None

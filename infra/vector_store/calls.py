@@ -18,6 +18,7 @@ from pymilvus.exceptions import (  # type: ignore[import-untyped]  # it has no t
 )
 
 from infra.errors import ConfigurationError, ImageSearchError, PermanentError, StoreUnavailable
+from infra.metrics import store_error
 
 Result = TypeVar("Result")
 Call = Callable[[AsyncMilvusClient, float], Awaitable[Result]]
@@ -57,7 +58,7 @@ class Connection:
                 return await _uncancelled(call(channel.client, seconds))
         except TimeoutError:
             self._retire(channel)
-            raise StoreUnavailable(STORE, f"no answer in {seconds:g} s") from None
+            raise store_error(STORE, f"no answer in {seconds:g} s") from None
         except (MilvusException, grpc.RpcError, OSError, _ChannelClosed) as failure:
             error = _translated(failure)
             if isinstance(error, StoreUnavailable):
@@ -116,4 +117,4 @@ def _translated(error: Exception) -> ImageSearchError:
         return ConfigurationError("the vector collection is missing; run: image-search upgrade")
     if code == _INVALID_PARAMETER:
         return PermanentError("the vector store refuses what it was given")
-    return StoreUnavailable(STORE, f"{type(error).__name__}{f' {code}' if code is not None else ''}")
+    return store_error(STORE, f"{type(error).__name__}{f' {code}' if code is not None else ''}")

@@ -87,8 +87,7 @@ async def test_rows_and_vectors_come_back_from_a_backup(
         assert not await deployment.rows()
         await _command(after, tmp_path, "restore", str(tmp_path / "backup"))
         assert len(await deployment.rows()) == OBJECTS
-        port = ports.find_free(1)[0]
-        deployment.worker(processor_port=port)
+        worker = deployment.worker()
         async with _bridge(after):
             await _command(after, tmp_path, "rebuild")
         await deployment.verified()
@@ -98,7 +97,7 @@ async def test_rows_and_vectors_come_back_from_a_backup(
         } - {_key(1)}
         assert all(rows[key].generation > generation for key, generation in told.items())
         # The one that came and the one that changed; twice if two scans found them.
-        assert 2 <= await asyncio.to_thread(_embedded, port) <= 4
+        assert 2 <= await worker.embedded() <= 4
 
 
 def _key(number: int) -> str:

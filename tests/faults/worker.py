@@ -12,6 +12,7 @@ from unittest.mock import patch
 
 from infra.settings import ProcessorSettings, load
 from infra.telemetry import configure_logging
+from infra.tracing import traces
 from processors.app import run
 from processors.pipeline import AfterStep
 from processors.reading import Read, Reader
@@ -60,4 +61,6 @@ async def work(settings: ProcessorSettings, failpoint: Sequence[str]) -> int:
 if __name__ == "__main__":
     settings = load(ProcessorSettings, state_dir=Path("/nonexistent"))
     configure_logging(settings, "worker")
-    sys.exit(asyncio.run(work(settings, sys.argv[1:])))
+    with traces(settings, "worker"):
+        status = asyncio.run(work(settings, sys.argv[1:]))
+    sys.exit(status)

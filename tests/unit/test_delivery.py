@@ -24,6 +24,7 @@ class FakeMessage:
     partition: int = 0
     timestamp: float = 0.0
     value: bytes = b"{}"
+    headers: tuple[tuple[str, bytes | None], ...] = ()
 
 
 @dataclass(frozen=True)

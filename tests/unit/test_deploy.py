@@ -379,6 +379,12 @@ def test_every_metric_asked_for_is_set_by_the_code() -> None:
     assert states <= {state.value for state in JobState}
 
 
+def test_every_metric_is_looked_at() -> None:
+    used = {name for query in _queries() for name in re.findall(r"\bimage_search_[a-z_]+", query)}
+    families = {re.sub(r"_(total|bucket|sum|count)$", "", name) for name in used}
+    assert {re.sub(r"_(total|bucket|sum|count)$", "", name) for name in _samples()} - families == set()
+
+
 def test_the_dashboard_asks_the_data_source_that_is_provisioned() -> None:
     dashboard = json.loads((DEPLOY / "grafana/dashboards/image-search.json").read_text())
     (source,) = _yaml("grafana/provisioning/datasources/prometheus.yaml")["datasources"]
@@ -387,7 +393,10 @@ def test_the_dashboard_asks_the_data_source_that_is_provisioned() -> None:
 
 def test_every_alert_is_documented_and_no_other() -> None:
     page = (ROOT / "docs/alerts.md").read_text()
-    assert re.findall(r"^## (\w+)$", page, re.MULTILINE) == [rule["alert"] for rule in _rules()]
+    names = [rule["alert"] for rule in _rules()]
+    assert re.findall(r"^## (\w+)$", page, re.MULTILINE) == names
+    linked = re.findall(r"\[(\w+)\]\(alerts\.md#(\w+)\)", (ROOT / "docs/operations.md").read_text())
+    assert linked == [(name, name.lower()) for name in names]
     for rule in _rules():
         assert set(rule) <= {"alert", "expr", "for", "labels", "annotations"}
         assert rule["labels"]["severity"] in ("page", "ticket")

@@ -7,6 +7,7 @@ from collections.abc import Awaitable
 from typing import Any, ClassVar
 
 import pytest
+from aiokafka import ConsumerRecord  # type: ignore[import-untyped]  # aiokafka ships no types
 from aiokafka.errors import (  # type: ignore[import-untyped]  # aiokafka ships no types
     KafkaConnectionError,
     KafkaError,
@@ -24,6 +25,7 @@ from infra.kafka.interface import Message, PartitionLag, Record
 from infra.kafka.limits import check_size
 from infra.kafka.memory import MemoryBroker, Operation
 from infra.kafka.producer import KafkaProducer
+from infra.kafka.reader import record_of
 from schemas.topics import ALL_TOPICS, DEAD_LETTERS, OBJECTS, Topic
 
 CONNECTION = Connection(("broker:9092",), prefix="p-", timeout_seconds=0.05)
@@ -257,3 +259,10 @@ async def test_the_twin_keeps_every_message_of_a_key_in_order(messages: list[tup
         assert [record.value for record in mine] == [value for other, value in messages if other == key]
         assert len({record.partition for record in mine}) == 1
     assert len(found) == len(messages)
+
+
+def test_a_header_without_a_value_is_read() -> None:
+    """Not ours, but a store writes to the topic of notifications, and whoever likes to any."""
+    headers = (("traceparent", b"00-a"), ("none", None))
+    message = ConsumerRecord("objects", 0, 1, 2, 0, b"k", b"v", None, 1, 1, headers)
+    assert record_of(message).headers == {"traceparent": "00-a", "none": ""}
