@@ -5,17 +5,16 @@ A process of its own, because torch costs 700 MB that no service shall keep.
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 from infra.errors import ImageSearchError
 from processors.child_process import die_with_parent
 from processors.embedding.catalog import fingerprint
+from processors.embedding.file_lock import locked
 from processors.embedding.model_cache import (
     MANIFEST_FILE,
     MODEL_FILE,
@@ -54,7 +53,7 @@ def convert(job: ConversionJob, say: Callable[[str], None]) -> None:
     """Put the converted model in its folder, whole or not at all. Raises ConfigurationError, OSError."""
     label = fingerprint(job.description, job.precision)
     job.models.mkdir(parents=True, exist_ok=True)
-    with _locked(job.models / f".{label}.lock"):
+    with locked(job.models / f".{label}.lock"):
         if find_converted(job.models, label) is not None:
             return
         weights = obtain(job.description, WeightFolders(job.own_weights, job.downloads), say)
@@ -67,13 +66,6 @@ def convert(job: ConversionJob, say: Callable[[str], None]) -> None:
         _write_model(job, label, weights, scratch)
         scratch.rename(folder)
         say(f"{job.description.name} is converted: {folder}")
-
-
-@contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 def _write_model(job: ConversionJob, label: ModelFingerprint, weights: Path, folder: Path) -> None:

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from infra.errors import ConfigurationError
 from infra.settings import ProcessorSettings, QuerySettings
+from processors.embedding.bucket_weights import bring_from_bucket
 from processors.embedding.catalog import ModelDescription, Precision, fingerprint
 from processors.embedding.weights import WeightFolders, file_digest
 from schemas.identity import ModelFingerprint
@@ -93,6 +94,7 @@ async def ensure_converted(
     path = await asyncio.to_thread(find_converted, models, label)
     if path is not None:
         return path
+    await bring_from_bucket(description, settings, say)
     folders = WeightFolders.from_settings(settings)
     job = ConversionJob(
         description=description,
