@@ -43,16 +43,7 @@ _PLAIN_ARRAYS: Final[list[Callable[..., object] | tuple[Callable[..., object], s
 ]
 """What a NumPy array of numbers is made of in a pickle. None of it runs anything that the file brings."""
 
-_LOAD_ERRORS: Final = (
-    pickle.UnpicklingError,
-    EOFError,
-    RuntimeError,
-    ValueError,
-    KeyError,
-    TypeError,
-    AttributeError,
-    IndexError,
-)
+_LOAD_ERRORS: Final = (pickle.UnpicklingError, EOFError, RuntimeError, ValueError, LookupError, TypeError, AttributeError)
 """What damaged and hostile files have made torch raise."""
 
 _LARGEST_HEADER_BYTES: Final = 100_000_000

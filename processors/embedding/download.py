@@ -51,6 +51,7 @@ def _go_on(url: str, partial: Path, say: Callable[[str], None]) -> None:
     try:
         answer = urllib.request.urlopen(request, timeout=STALL_SECONDS)  # noqa: S310 - https, above
     except urllib.error.HTTPError as error:
+        error.close()
         if error.code != http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE or not done:
             raise
         # All of it is there, or it is the begin of something longer: the digest will tell.

@@ -274,7 +274,7 @@ async def test_torchscript_is_read_only_when_it_is_asked_for(tmp_path: Path) -> 
 )
 async def test_torchscript_that_does_something_else(tmp_path: Path, network: torch.nn.Module, says: str) -> None:
     path = tmp_path / "weights.pt"
-    torch.jit.script(network).save(path)
+    torch.jit.script(network).save(path)  # type: ignore[no-untyped-call]  # torch gives it no types
     settings = settings_for(path, tmp_path, own_format="torchscript", own_dimension=512, own_input_pixels=64)
     with pytest.raises(ConfigurationError, match=says):
         await open_embedder(chosen(settings), settings)

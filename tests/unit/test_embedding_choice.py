@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from infra.errors import ConfigurationError
@@ -116,9 +118,9 @@ def test_settings_that_contradict_each_other(given: dict[str, object], says: str
 
 
 @pytest.mark.parametrize("given", [{"own_mean": "1,2"}, {"own_deviation": "1,2,0"}, {"own_mean": "1,2,300"}, {"own_mean": "a"}])
-def test_colours_that_are_none(given: dict[str, object]) -> None:
+def test_colours_that_are_none(given: dict[str, str]) -> None:
     with pytest.raises(ConfigurationError, match="IMAGE_SEARCH_"):
-        load(ModelSettings, **given)
+        load(ModelSettings, state_dir=Path("nowhere"), **given)
 
 
 def test_two_checkpoints_of_ones_own_have_two_fingerprints() -> None:
