@@ -112,7 +112,9 @@ class ModelSettings(_Settings):
 
     model: str = Field("efficientnet_lite0", description="Name in the model catalog. Chosen once, when the collection is made.")
     model_backend: Literal["openvino", "torch"] = Field("openvino", description="Runtime of the model.")
-    model_precision: Literal["fp32"] = Field("fp32", description="Precision of the model. Part of its fingerprint.")
+    model_precision: Literal["fp32", "bf16"] = Field(
+        "fp32", description="Precision of the model. Part of its fingerprint. bf16 needs a processor that has it."
+    )
     model_threads: int = Field(0, ge=0, le=256, description="Threads of the model; 0: one for each processor.")
     weights_dir: Path | None = Field(None, description="Where weight files are looked for first; unset: the cache folder.")
     weights_sha256: str = Field(

@@ -16,6 +16,7 @@ from processors.embedding.catalog import ModelDescription, fingerprint
 from processors.embedding.choice import chosen
 from processors.embedding.embedder import Embedder
 from processors.embedding.golden_check import check_golden
+from processors.embedding.host import check_precision
 from processors.embedding.model_cache import ensure_converted
 from processors.embedding.weights import WeightFolders, obtain
 from schemas.identity import ModelFingerprint
@@ -39,6 +40,8 @@ async def prepare_model(settings: ProcessorSettings | QuerySettings, say: Callab
     """
     description = chosen(settings)
     label = fingerprint(description, settings.model_precision)
+    # Before a collection is made that this host could not serve.
+    check_precision(settings.model_precision)
     return PreparedModel(description, label, await _model_file(description, settings, say))
 
 

@@ -23,6 +23,8 @@ log = structlog.get_logger(__name__)
 
 MODEL_FILE = "model.xml"
 MANIFEST_FILE = "manifest.json"
+GOLDEN_FILE = "golden.json"
+"""What torch made of the golden pictures in fp32, when this model was converted."""
 
 CONVERSION_SECONDS = 1800.0
 """Longest time for a conversion; most of it is for a download on a slow line."""
