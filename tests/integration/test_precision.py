@@ -76,13 +76,13 @@ async def vectors_of(settings: ProcessorSettings) -> Vectors:
 async def test_bf16_computes_nearly_what_fp32_computes(cache: Path, backend: str) -> None:
     reference = await vectors_of(settings_for(cache, "torch", "fp32"))
     vectors = await vectors_of(settings_for(cache, backend, "bf16"))
-    assert not np.array_equal(vectors, reference), "or it was not bf16"
     assert float(np.sum(vectors * reference, axis=1).min()) >= GOLDEN_COSINE["bf16"]
     assert np.allclose(np.linalg.norm(vectors, axis=1), 1.0, atol=1e-3)
     centre = reference.mean(axis=0)
     one, other = reference - centre, vectors - centre
     cosines = np.sum(one * other, axis=1) / np.linalg.norm(one, axis=1) / np.linalg.norm(other, axis=1)
     assert float(cosines.min()) >= 0.9
+    assert float(cosines.max()) < 0.99999, "or it was not bf16"
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
