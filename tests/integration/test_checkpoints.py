@@ -74,6 +74,13 @@ class SscdShape(torch.nn.Module):
         return functional.normalize(self.layer(pooled))
 
 
+def small_network(dimension: int) -> torch.nn.Module:
+    torch.manual_seed(11)
+    convolution = torch.nn.Conv2d(3, 16, 5, stride=4)
+    pooling = (torch.nn.ReLU(), torch.nn.AdaptiveAvgPool2d(4), torch.nn.Flatten())
+    return torch.nn.Sequential(convolution, *pooling, torch.nn.Linear(256, dimension))
+
+
 def traced(network: torch.nn.Module, path: Path, side: int = 64) -> None:
     # With one picture, as most people trace: the file must still take eight.
     torch.jit.trace(network.eval(), torch.zeros(1, 3, side, side)).save(path)  # type: ignore[no-untyped-call]
@@ -125,7 +132,7 @@ def least_cosine(first: Vectors, second: npt.NDArray[Any]) -> float:
     return float(np.sum(first.astype(np.float64) * second, axis=1).min())
 
 
-@pytest.mark.parametrize(("arrays_in_meta", "zipped"), [(False, True), (True, False), (True, True)])
+@pytest.mark.parametrize(("arrays_in_meta", "zipped"), [(False, True), (True, False)])
 async def test_a_file_of_gl18s_shape(tmp_path: Path, arrays_in_meta: bool, zipped: bool) -> None:
     """Against the formula of its own code: maps, GeM, unit length, whitening, unit length, the first 512, unit length."""
     row = CATALOG["gl18_resnet50"]
@@ -188,7 +195,7 @@ async def test_one_resnet50_in_every_way_of_writing_it_down(tmp_path: Path) -> N
 
 async def test_a_checkpoint_of_ones_own_is_served_by_openvino(tmp_path: Path) -> None:
     path = tmp_path / "own.pt"
-    traced(SscdShape(dimension=96), path)
+    traced(small_network(96), path)
     wish = {"own_format": "torchscript", "own_dimension": 96, "own_input_pixels": 64}
     settings = settings_for(path, tmp_path, **wish)
     pixels = pictures(chosen(settings))
@@ -257,7 +264,7 @@ async def test_nothing_of_a_file_with_another_digest_is_read(tmp_path: Path) -> 
 
 async def test_torchscript_is_read_only_when_it_is_asked_for(tmp_path: Path) -> None:
     path = tmp_path / "weights.pt"
-    traced(SscdShape(), path)
+    traced(small_network(512), path)
     settings = settings_for(path, tmp_path)
     with pytest.raises(ConfigurationError, match="IMAGE_SEARCH_OWN_FORMAT=torchscript"):
         await open_embedder(chosen(settings), settings)
@@ -266,7 +273,10 @@ async def test_torchscript_is_read_only_when_it_is_asked_for(tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("network", "says"),
     [
-        (SscdShape(dimension=96), r"gives \(2, 96\) for two pictures, not \(2, 512\)"),
+        (
+            torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 64 * 64, 96)),
+            r"gives \(2, 96\) for two pictures, not \(2, 512\)",
+        ),
         (torch.nn.Flatten(), r"gives \(2, 12288\)"),
         (torch.nn.Conv2d(7, 7, 1), "fails on two pictures"),
     ],
