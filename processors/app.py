@@ -28,7 +28,8 @@ from processors.decode_pool import DecodePool
 from processors.delivery import Batcher
 from processors.embedding import check_golden, open_embedder
 from processors.embedding.active_model import active_model
-from processors.embedding.catalog import find, fingerprint
+from processors.embedding.catalog import fingerprint
+from processors.embedding.choice import chosen
 from processors.outcomes import RowMaker
 from processors.pipeline import AfterStep, Pipeline
 from processors.progress import Progress
@@ -154,7 +155,7 @@ async def _parts(
         broker = await kafka.connect(settings)
         stack.push_async_callback(broker.close)
         await until_done(metadata.check, on_wait=_say_waiting)
-        description = find(settings.model)
+        description = chosen(settings)
         asked = fingerprint(description, settings.model_precision)
         model = await until_done(lambda: active_model(metadata, asked, description.name), on_wait=_say_waiting)
         log.info(

@@ -28,14 +28,15 @@ async def upgrade_step(settings: ProcessorSettings, say: Callable[[str], None]) 
     from infra.metadata_store.interface import ModelRow
     from processors.embedding import prepare_model
     from processors.embedding.active_model import active_model
-    from processors.embedding.catalog import find, fingerprint
+    from processors.embedding.catalog import fingerprint
+    from processors.embedding.choice import chosen
     from schemas.vectors import collection_name
 
     metadata = await metadata_store.connect(settings)
     vectors = await vector_store.connect(settings)
     try:
         made_before = bool(await metadata.models([ModelState.ACTIVE]))
-        asked = fingerprint(find(settings.model), settings.model_precision)
+        asked = fingerprint(chosen(settings), settings.model_precision)
         model = await active_model(metadata, asked, settings.model) if made_before else None
         prepared = await prepare_model(settings, say)
         if model is None:

@@ -17,7 +17,8 @@ from infra.settings import QuerySettings
 from infra.vector_store.interface import VectorStore
 from processors.decode_pool import DecodePool
 from processors.embedding import check_golden, open_embedder, prepare_model
-from processors.embedding.catalog import find, fingerprint
+from processors.embedding.catalog import fingerprint
+from processors.embedding.choice import chosen
 from processors.embedding.embedder import Embedder, Pixels
 from query_service.search import Decode
 from schemas.identity import ModelFingerprint
@@ -73,7 +74,7 @@ async def open_model(settings: QuerySettings) -> AsyncIterator[QueryModel]:
 
 def fingerprint_of(settings: QuerySettings) -> ModelFingerprint:
     """Raises ConfigurationError for a model that there is not."""
-    return fingerprint(find(settings.model), settings.model_precision)
+    return fingerprint(chosen(settings), settings.model_precision)
 
 
 REAL = Resources(

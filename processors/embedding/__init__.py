@@ -11,9 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from infra.settings import ProcessorSettings, QuerySettings
-from processors.embedding.catalog import ModelDescription, find, fingerprint
+from processors.embedding.bucket_weights import bring_from_bucket
+from processors.embedding.catalog import ModelDescription, fingerprint
+from processors.embedding.choice import chosen
 from processors.embedding.embedder import Embedder
 from processors.embedding.golden_check import check_golden
+from processors.embedding.host import check_precision
 from processors.embedding.model_cache import ensure_converted
 from processors.embedding.weights import WeightFolders, obtain
 from schemas.identity import ModelFingerprint
@@ -35,8 +38,10 @@ async def prepare_model(settings: ProcessorSettings | QuerySettings, say: Callab
 
     Quick when that was done before. Raises ConfigurationError that says what to do.
     """
-    description = find(settings.model)
+    description = chosen(settings)
     label = fingerprint(description, settings.model_precision)
+    # Before a collection is made that this host could not serve.
+    check_precision(settings.model_precision)
     return PreparedModel(description, label, await _model_file(description, settings, say))
 
 
@@ -62,5 +67,6 @@ async def _model_file(
     description: ModelDescription, settings: ProcessorSettings | QuerySettings, say: Callable[[str], None]
 ) -> Path:
     if settings.model_backend == "torch":
+        await bring_from_bucket(description, settings, say)
         return await asyncio.to_thread(obtain, description, WeightFolders.from_settings(settings), say)
     return await ensure_converted(description, settings, say)

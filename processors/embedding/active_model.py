@@ -22,7 +22,12 @@ async def active_model(metadata: MetadataStore, fingerprint: ModelFingerprint, n
             f"the collection {active.collection} was made with {active.name} ({active.precision}), fingerprint "
             f"{active.fingerprint[:16]}; the settings now ask for {name}, fingerprint {fingerprint[:16]}. Vectors of two "
             f"models cannot be compared: set IMAGE_SEARCH_MODEL={active.name} and "
-            f"IMAGE_SEARCH_MODEL_PRECISION={active.precision} again and run the version that made the collection, or start "
-            "anew with `image-search down --wipe`"
+            f"IMAGE_SEARCH_MODEL_PRECISION={active.precision} again{_weights(active)} and run the version that made the "
+            "collection, or start anew with `image-search down --wipe`"
         )
     return active
+
+
+def _weights(active: ModelRow) -> str:
+    digest = (active.description.get("weights") or {}).get("sha256")
+    return f" (with the weights whose sha256 is {digest})" if digest else ""

@@ -15,11 +15,16 @@ from infra.settings import ModelSettings
 from processors.raster import SCALING_RULE, DecodeRules
 from schemas.identity import ModelFingerprint
 
-Precision: TypeAlias = Literal["fp32"]
+Precision: TypeAlias = Literal["fp32", "bf16"]
+Network: TypeAlias = Literal["efficientnet_lite0", "resnet50", "gl18_resnet50", "torchscript"]
+WeightsForm: TypeAlias = Literal["state_dict", "safetensors", "torchscript"]
 Colour: TypeAlias = tuple[float, float, float]
 
 GEM_FLOOR: Final = 1e-6
 """Activations below this are raised to it before the power mean, whose gradient and root are not defined at 0."""
+
+OWN_MODEL: Final = "own"
+"""Name of the model whose weights and form the settings describe (choice.py)."""
 
 _FINGERPRINT_FORM: Final = 1
 
@@ -39,14 +44,44 @@ class TorchvisionFile:
     weights: str
 
 
+@dataclass(frozen=True, slots=True)
+class WebFile:
+    """A file at an https address."""
+
+    url: str
+
+
+@dataclass(frozen=True, slots=True)
+class BucketFile:
+    """An object in the store that the settings name."""
+
+    bucket: str
+    key: str
+
+
+@dataclass(frozen=True, slots=True)
+class LocalFile:
+    """A file of this host, used where it lies."""
+
+    path: str
+
+
+Source: TypeAlias = WheelFile | TorchvisionFile | WebFile | BucketFile | LocalFile
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Weights:
-    """`file_name`: what the file is called when it is put by hand into the folder of weights."""
+    """`file_name`: what the file is called when it is put by hand into the folder of weights.
+
+    `sha256` is empty where nobody here has seen the file: then the operator says it (choice.py), or there is no fingerprint.
+    `form` is how the file is read. TorchScript is a program, so it is read as such only where this says so.
+    """
 
     file_name: str
     sha256: str
-    source: WheelFile | TorchvisionFile
+    source: Source
     licence: str
+    form: WeightsForm = "state_dict"
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,19 +93,30 @@ class Projection:
     """Dimensions before it."""
 
 
+@dataclass(frozen=True, slots=True)
+class Whitening:
+    """The learned map in the weights' file, of vectors that were normalised before; its first rows are kept."""
+
+    columns: int
+    """Dimensions before it, and after it before the cut."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelDescription:
-    """`mean` and `deviation` are on the scale of pixel values, 0 to 255. `gem_power`: exponent of the pooling's power mean."""
+    """`mean` and `deviation` are on the scale of pixel values, 0 to 255.
+
+    `gem_power`: exponent of the pooling's power mean; None: the weights' file brings it, or pools by itself.
+    """
 
     name: str
-    network: Literal["efficientnet_lite0", "resnet50"]
+    network: Network
     dimension: int
     input_size: tuple[int, int]
     """(height, width)"""
     mean: Colour
     deviation: Colour
-    gem_power: float
-    projection: Projection | None
+    gem_power: float | None
+    projection: Projection | Whitening | None
     weights: Weights
     precisions: tuple[Precision, ...] = ("fp32",)
 
@@ -79,6 +125,9 @@ class ModelDescription:
         height, width = self.input_size
         return DecodeRules(height, width, max_pixels=settings.max_pixels, min_side=settings.min_side_pixels)
 
+
+IMAGENET_MEAN: Final = (123.675, 116.28, 103.53)
+IMAGENET_DEVIATION: Final = (58.395, 57.12, 57.375)
 
 CATALOG: Final = {
     row.name: row
@@ -94,6 +143,7 @@ CATALOG: Final = {
             deviation=(128.0, 128.0, 128.0),
             gem_power=3.0,
             projection=None,
+            # Not in bf16: the golden pictures' cosine to fp32 was 0.998 on OpenVINO and 0.992 on torch.
             weights=Weights(
                 file_name="efficientnet-lite0-57934424.pth",
                 sha256="579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
@@ -106,15 +156,54 @@ CATALOG: Final = {
             network="resnet50",
             dimension=512,
             input_size=(224, 224),
-            mean=(123.675, 116.28, 103.53),
-            deviation=(58.395, 57.12, 57.375),
+            mean=IMAGENET_MEAN,
+            deviation=IMAGENET_DEVIATION,
             gem_power=3.0,
             projection=Projection(seed="resnet50/1", columns=2048),
+            precisions=("fp32", "bf16"),
             weights=Weights(
                 file_name="resnet50-11ad3fa6.pth",
                 sha256="11ad3fa62ca79e40addfd354a8ec4b7c75143b3038b8d2a807fbc68deab379ca",
                 source=TorchvisionFile("ResNet50_Weights.IMAGENET1K_V2"),
                 licence="BSD-3-Clause",
+            ),
+        ),
+        ModelDescription(
+            name="gl18_resnet50",
+            network="gl18_resnet50",
+            dimension=512,
+            input_size=(224, 224),
+            mean=IMAGENET_MEAN,
+            deviation=IMAGENET_DEVIATION,
+            gem_power=None,
+            projection=Whitening(columns=2048),
+            precisions=("fp32", "bf16"),
+            weights=Weights(
+                file_name="gl18-tl-resnet50-gem-w-83fdc30.pth",
+                # Published nowhere. Its own loader checks nothing, so what the digits in the name are is not known either.
+                sha256="",
+                source=WebFile(
+                    "https://cmp.felk.cvut.cz/cnnimageretrieval/data/networks/gl18/gl18-tl-resnet50-gem-w-83fdc30.pth"
+                ),
+                licence="MIT",
+            ),
+        ),
+        ModelDescription(
+            name="sscd_resnet50",
+            network="torchscript",
+            dimension=512,
+            # Its makers scale the shorter side to 288 and keep all of the longer one, or squeeze to a square of 320.
+            input_size=(288, 288),
+            mean=IMAGENET_MEAN,
+            deviation=IMAGENET_DEVIATION,
+            gem_power=None,
+            projection=None,
+            weights=Weights(
+                file_name="sscd_disc_mixup.torchscript.pt",
+                sha256="",
+                source=WebFile("https://dl.fbaipublicfiles.com/sscd-copy-detection/sscd_disc_mixup.torchscript.pt"),
+                licence="MIT",
+                form="torchscript",
             ),
         ),
     )
@@ -127,19 +216,22 @@ def find(name: str) -> ModelDescription:
         return CATALOG[name]
     except KeyError:
         raise ConfigurationError(
-            f"IMAGE_SEARCH_MODEL: there is no model {name!r}; choose one of {', '.join(CATALOG)}"
+            f"IMAGE_SEARCH_MODEL: there is no model {name!r}; choose one of {', '.join(CATALOG)}, or {OWN_MODEL}"
         ) from None
 
 
 def fingerprint(description: ModelDescription, precision: Precision) -> ModelFingerprint:
     """sha256 over everything that changes a vector. Raises ConfigurationError when the model does not come in `precision`.
 
-    Neither where the weights come from nor the backend nor limits such as the most pixels are part of it.
+    Neither how the weights are written down nor where they come from, nor the backend, nor limits such as the most pixels are
+    part of it.
     """
     if precision not in description.precisions:
         raise ConfigurationError(
             f"IMAGE_SEARCH_MODEL_PRECISION: {description.name} comes in {', '.join(description.precisions)}, not in {precision}"
         )
+    if not description.weights.sha256:
+        raise ConfigurationError(f"nobody said the sha256 of the weights of {description.name}: IMAGE_SEARCH_WEIGHTS_SHA256")
     parts = {
         "form": _FINGERPRINT_FORM,
         "name": description.name,

@@ -5,18 +5,20 @@ A process of its own, because torch costs 700 MB that no service shall keep.
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
+import asyncio
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 from infra.errors import ImageSearchError
 from processors.child_process import die_with_parent
 from processors.embedding.catalog import fingerprint
+from processors.embedding.file_lock import locked
+from processors.embedding.golden_check import GOLDEN_PICTURES, GoldenVectors, golden_pixels
 from processors.embedding.model_cache import (
+    GOLDEN_FILE,
     MANIFEST_FILE,
     MODEL_FILE,
     ConversionJob,
@@ -54,7 +56,7 @@ def convert(job: ConversionJob, say: Callable[[str], None]) -> None:
     """Put the converted model in its folder, whole or not at all. Raises ConfigurationError, OSError."""
     label = fingerprint(job.description, job.precision)
     job.models.mkdir(parents=True, exist_ok=True)
-    with _locked(job.models / f".{label}.lock"):
+    with locked(job.models / f".{label}.lock"):
         if find_converted(job.models, label) is not None:
             return
         weights = obtain(job.description, WeightFolders(job.own_weights, job.downloads), say)
@@ -67,13 +69,6 @@ def convert(job: ConversionJob, say: Callable[[str], None]) -> None:
         _write_model(job, label, weights, scratch)
         scratch.rename(folder)
         say(f"{job.description.name} is converted: {folder}")
-
-
-@contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 def _write_model(job: ConversionJob, label: ModelFingerprint, weights: Path, folder: Path) -> None:
@@ -89,7 +84,14 @@ def _write_model(job: ConversionJob, label: ModelFingerprint, weights: Path, fol
         # Traced with two pictures: with one, the tracer would take the batch for a constant.
         example = torch.zeros((2, *shape), dtype=torch.uint8)
         model = openvino.convert_model(network, example_input=example, input=[openvino.PartialShape([-1, *shape])])
+        reference = network(torch.from_numpy(golden_pixels(job.description))).tolist()
     openvino.save_model(model, folder / MODEL_FILE, compress_to_fp16=False)
+    golden = GoldenVectors(
+        fingerprint=fingerprint(job.description, "fp32"), vectors=dict(zip(GOLDEN_PICTURES, reference, strict=True))
+    )
+    (folder / GOLDEN_FILE).write_text(golden.model_dump_json())
+    # What this host would not serve is not kept.
+    asyncio.run(_try(job, folder / MODEL_FILE))
     manifest = Manifest(
         fingerprint=label,
         model=job.description.name,
@@ -99,6 +101,13 @@ def _write_model(job: ConversionJob, label: ModelFingerprint, weights: Path, fol
         files={path.name: file_digest(path) for path in sorted(folder.iterdir())},
     )
     (folder / MANIFEST_FILE).write_text(manifest.model_dump_json(indent=2) + "\n")
+
+
+async def _try(job: ConversionJob, model: Path) -> None:
+    from processors.embedding.openvino_backend import OpenVinoEmbedder  # noqa: PLC0415 - as above
+
+    embedder = await OpenVinoEmbedder(job.description, job.precision, model).start()
+    await embedder.close()
 
 
 if __name__ == "__main__":

@@ -2,25 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from importlib import resources
+from typing import Final
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 from infra.errors import ConfigurationError
 from processors.decode import decode
-from processors.embedding.catalog import ModelDescription
-from processors.embedding.embedder import Embedder
+from processors.embedding.catalog import ModelDescription, Precision, fingerprint
+from processors.embedding.embedder import Embedder, Pixels, Vectors
 from processors.raster import DecodeRules
 
-GOLDEN_COSINE = 0.9999
-"""Least cosine of a vector to the reference's, at fp32."""
+GOLDEN_COSINE: Final[dict[Precision, float]] = {"fp32": 0.9999, "bf16": 0.999}
+"""Least cosine of a vector to the reference's, which is always of fp32."""
+
+GOLDEN_PICTURES: Final = ("hills.jpg", "houses.png")
 
 _FOLDER = resources.files("processors.embedding").joinpath("golden")
 
 
 class GoldenVectors(BaseModel):
-    """`vectors`: name of a picture beside the file to the vector that the torch backend made of it."""
+    """`vectors`: name of a picture beside the file to the vector that the torch backend made of it, in fp32.
+
+    `fingerprint`: of the model in fp32.
+    """
 
     model_config = ConfigDict(frozen=True)
 
@@ -38,6 +45,11 @@ def golden_picture(name: str) -> bytes:
     return _FOLDER.joinpath(name).read_bytes()
 
 
+def golden_pixels(description: ModelDescription, names: Iterable[str] = GOLDEN_PICTURES) -> Pixels:
+    rules = DecodeRules(*description.input_size, max_pixels=1_000_000, min_side=1)
+    return np.stack([decode(golden_picture(name), rules).pixels for name in names])
+
+
 async def check_golden(embedder: Embedder, description: ModelDescription) -> float | None:
     """The least cosine to the golden vectors; None for a model without. Decodes and embeds two small pictures.
 
@@ -46,19 +58,25 @@ async def check_golden(embedder: Embedder, description: ModelDescription) -> flo
     golden = golden_vectors(description)
     if golden is None:
         return None
-    if golden.fingerprint != embedder.fingerprint:
+    precision = next((one for one in description.precisions if fingerprint(description, one) == embedder.fingerprint), None)
+    if precision is None or golden.fingerprint != fingerprint(description, "fp32"):
         raise ConfigurationError(
             f"the golden vectors of {description.name} are of another fingerprint ({golden.fingerprint[:16]}) than the model "
             f"that runs ({embedder.fingerprint[:16]}): make them anew, see processors/embedding/golden/README.md"
         )
-    rules = DecodeRules(*description.input_size, max_pixels=1_000_000, min_side=1)
-    pixels = np.stack([decode(golden_picture(name), rules).pixels for name in golden.vectors])
+    vectors = await embedder.embed(golden_pixels(description, golden.vectors))
+    return held_to(golden, vectors, description.name, precision)
+
+
+def held_to(golden: GoldenVectors, vectors: Vectors, name: str, precision: Precision) -> float:
+    """The least cosine of `vectors` to the golden ones. Raises ConfigurationError when it is too low."""
     expected = np.array(list(golden.vectors.values()), dtype=np.float32)
-    least = float(np.min(np.sum(await embedder.embed(pixels) * expected, axis=1)))
-    if not least >= GOLDEN_COSINE:
+    least, needed = float(np.min(np.sum(vectors * expected, axis=1))), GOLDEN_COSINE[precision]
+    if not least >= needed:
         raise ConfigurationError(
-            f"this host computes other vectors for {description.name} than the reference did (cosine {least:.6f}, at least "
-            f"{GOLDEN_COSINE} is needed), so its searches would not fit what is indexed. Try IMAGE_SEARCH_MODEL_BACKEND=torch, "
-            "and remove the folder of converted models in the cache to have them made again."
+            f"this host computes other vectors for {name} in {precision} than the reference did (cosine {least:.6f}, at least "
+            f"{needed} is needed), so its searches would not fit what is indexed. Try IMAGE_SEARCH_MODEL_BACKEND=torch, and "
+            "remove the folder of converted models in the cache to have them made again."
+            + (" Or IMAGE_SEARCH_MODEL_PRECISION=fp32, for a new collection." if precision != "fp32" else "")
         )
     return least

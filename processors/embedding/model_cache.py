@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from infra.errors import ConfigurationError
 from infra.settings import ProcessorSettings, QuerySettings
+from processors.embedding.bucket_weights import bring_from_bucket
 from processors.embedding.catalog import ModelDescription, Precision, fingerprint
 from processors.embedding.weights import WeightFolders, file_digest
 from schemas.identity import ModelFingerprint
@@ -22,6 +23,8 @@ log = structlog.get_logger(__name__)
 
 MODEL_FILE = "model.xml"
 MANIFEST_FILE = "manifest.json"
+GOLDEN_FILE = "golden.json"
+"""What torch made of the golden pictures in fp32, when this model was converted."""
 
 CONVERSION_SECONDS = 1800.0
 """Longest time for a conversion; most of it is for a download on a slow line."""
@@ -93,6 +96,7 @@ async def ensure_converted(
     path = await asyncio.to_thread(find_converted, models, label)
     if path is not None:
         return path
+    await bring_from_bucket(description, settings, say)
     folders = WeightFolders.from_settings(settings)
     job = ConversionJob(
         description=description,

@@ -12,6 +12,7 @@ import numpy as np
 
 from processors.embedding.catalog import ModelDescription, Precision, fingerprint
 from processors.embedding.embedder import Pixels, Vectors
+from processors.embedding.host import check_precision
 from schemas.identity import ModelFingerprint
 
 PICTURES_AT_ONCE = 8
@@ -27,6 +28,7 @@ class ModelThread(ABC):
     def __init__(self, description: ModelDescription, precision: Precision, threads: int) -> None:
         """`threads`: of the model itself; 0: one for each processor that this process may use."""
         self._description = description
+        self._precision = precision
         self._fingerprint = fingerprint(description, precision)
         self._threads = threads or len(os.sched_getaffinity(0))
         self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="model")
@@ -71,6 +73,7 @@ class ModelThread(ABC):
         """Unit vectors of 1 to PICTURES_AT_ONCE pictures. On the model's thread."""
 
     def _load_and_warm(self) -> None:
+        check_precision(self._precision)
         self._load()
         for count in self.warm_up_sizes:
             self._infer(np.zeros((count, *self.input_size, 3), dtype=np.uint8))

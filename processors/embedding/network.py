@@ -5,10 +5,11 @@ This is the reference. The torch backend runs it, the OpenVINO graph is converte
 
 from __future__ import annotations
 
-import pickle
+import math
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Final, TypeAlias
+from typing import Final
 
 import efficientnet_lite_pytorch  # type: ignore[import-untyped]  # the package brings no types
 import torch
@@ -16,10 +17,9 @@ import torchvision  # type: ignore[import-untyped]  # the package brings no type
 from torch.nn import functional
 
 from infra.errors import ConfigurationError
-from processors.embedding.catalog import GEM_FLOOR, ModelDescription
+from processors.embedding.catalog import GEM_FLOOR, ModelDescription, Projection
+from processors.embedding.checkpoint import State, read_state
 from processors.embedding.projection import orthonormal_projection
-
-State: TypeAlias = Mapping[str, torch.Tensor]
 
 
 class EmbeddingNetwork(torch.nn.Module):
@@ -27,25 +27,67 @@ class EmbeddingNetwork(torch.nn.Module):
 
     _mean: torch.Tensor
     _deviation: torch.Tensor
-    _projection: torch.Tensor | None
 
-    def __init__(self, description: ModelDescription, features: torch.nn.Module) -> None:
+    def __init__(self, description: ModelDescription, body: torch.nn.Module) -> None:
+        """`body`: normalised planes to vectors of any length."""
         super().__init__()
-        self._features = features
-        self._gem_power = description.gem_power
+        self._body = body
         self.register_buffer("_mean", torch.tensor(description.mean).view(1, 3, 1, 1))
         self.register_buffer("_deviation", torch.tensor(description.deviation).view(1, 3, 1, 1))
-        projection = description.projection
-        matrix = orthonormal_projection(projection.seed, description.dimension, projection.columns) if projection else None
-        self.register_buffer("_projection", None if matrix is None else torch.from_numpy(matrix))
+
+    def features_to_bf16(self) -> None:
+        assert isinstance(self._body, _Pooled), "a network that pools by itself does not come in bf16"
+        self._body.features_to_bf16()
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
         planes = (pixels.permute(0, 3, 1, 2).to(torch.float32) - self._mean) / self._deviation
+        return functional.normalize(self._body(planes), dim=1)
+
+
+class _Pooled(torch.nn.Module):
+    """Feature maps, their generalised mean, and a linear map of it to fewer dimensions, if there is one."""
+
+    _matrix: torch.Tensor | None
+    _offset: torch.Tensor | None
+
+    def __init__(
+        self,
+        features: torch.nn.Module,
+        gem_power: float,
+        matrix: torch.Tensor | None = None,
+        offset: torch.Tensor | None = None,
+    ) -> None:
+        super().__init__()
+        self._features = features
+        self._gem_power = gem_power
+        self.register_buffer("_matrix", matrix)
+        self.register_buffer("_offset", offset)
+
+    def features_to_bf16(self) -> None:
+        self._features = _Bf16Features(self._features)
+
+    def forward(self, planes: torch.Tensor) -> torch.Tensor:
         maps = self._features(planes)
         vectors = maps.clamp(min=GEM_FLOOR).pow(self._gem_power).mean((2, 3)).pow(1.0 / self._gem_power)
-        if self._projection is not None:
-            vectors = functional.linear(vectors, self._projection)
-        return functional.normalize(vectors, dim=1)
+        if self._offset is not None:
+            # A map with an offset was learned on unit vectors; without one, their length makes no difference.
+            vectors = functional.normalize(vectors, dim=1)
+        return vectors if self._matrix is None else functional.linear(vectors, self._matrix, self._offset)
+
+
+class _Bf16Features(torch.nn.Module):
+    """The convolutions, which are nearly all of the work, in bf16 and in the order of memory that they are fastest in.
+
+    Pooling stays in fp32: a power and its root of numbers with eight bits cost more than all the rest.
+    """
+
+    def __init__(self, features: torch.nn.Module) -> None:
+        super().__init__()
+        self._inner = features.to(torch.bfloat16).to(memory_format=torch.channels_last)
+
+    def forward(self, planes: torch.Tensor) -> torch.Tensor:
+        maps: torch.Tensor = self._inner(planes.to(torch.bfloat16, memory_format=torch.channels_last))
+        return maps.float()
 
 
 class _EfficientNetFeatures(torch.nn.Module):
@@ -58,31 +100,108 @@ class _EfficientNetFeatures(torch.nn.Module):
         return maps
 
 
-def _efficientnet_lite0(state: State) -> torch.nn.Module:
+def _efficientnet_lite0(description: ModelDescription, state: State) -> torch.nn.Module:
     network = efficientnet_lite_pytorch.EfficientNet.from_name("efficientnet-lite0")
-    network.load_state_dict(state)
-    return _EfficientNetFeatures(network)
+    network._fc = torch.nn.Identity()
+    network.load_state_dict(_without_classifier(state, "_fc."))
+    return _Pooled(_EfficientNetFeatures(network), _power(description.gem_power))
 
 
-def _resnet50(state: State) -> torch.nn.Module:
+def _resnet50(description: ModelDescription, state: State) -> torch.nn.Module:
     network = torchvision.models.resnet50()
-    network.load_state_dict(state)
+    network.fc = torch.nn.Identity()
+    network.load_state_dict(_without_classifier(state, "fc."))
+    if not isinstance(description.projection, Projection):
+        raise ValueError("this network needs a projection")
+    matrix = orthonormal_projection(description.projection.seed, description.dimension, description.projection.columns)
+    return _Pooled(_resnet_features(network), _power(description.gem_power), torch.from_numpy(matrix))
+
+
+def _gl18_resnet50(description: ModelDescription, state: State) -> torch.nn.Module:
+    """Power of the pooling and whitening come with the weights. The first rows of a whitening are the strongest."""
+    features = _resnet_features(torchvision.models.resnet50())
+    features.load_state_dict({name.removeprefix("features."): state[name] for name in state if name.startswith("features.")})
+    [power] = state["pool.p"].flatten().tolist()
+    weight, bias = state["whiten.weight"], state["whiten.bias"]
+    columns = description.projection.columns if description.projection else 0
+    if weight.shape != (columns, columns) or bias.shape != (columns,):
+        raise ValueError("the whitening has another size")
+    kept = description.dimension
+    return _Pooled(features, _power(power), weight[:kept].clone().float(), bias[:kept].clone().float())
+
+
+def _resnet_features(network: torch.nn.Module) -> torch.nn.Sequential:
     # Without the last two: averaging and the classifier, in whose place GeM stands.
     return torch.nn.Sequential(*list(network.children())[:-2])
 
 
-_BUILDERS: Final[Mapping[str, Callable[[State], torch.nn.Module]]] = {
+def _without_classifier(state: State, prefix: str) -> State:
+    """It is not used, and a network that was trained on other classes has one of another size."""
+    return {name: values for name, values in state.items() if not name.startswith(prefix)}
+
+
+def _power(power: float | None) -> float:
+    if power is None or not math.isfinite(power) or power <= 0:
+        raise ValueError("the pooling needs a power above 0")
+    return power
+
+
+_BUILDERS: Final[Mapping[str, Callable[[ModelDescription, State], torch.nn.Module]]] = {
     "efficientnet_lite0": _efficientnet_lite0,
     "resnet50": _resnet50,
+    "gl18_resnet50": _gl18_resnet50,
 }
 
 
 def load_network(description: ModelDescription, weights: Path) -> EmbeddingNetwork:
     """Build the network with the weights of a file whose digest was checked. Raises ConfigurationError when they do not fit."""
+    if description.network == "torchscript":
+        return _checked(EmbeddingNetwork(description, _torchscript(description, weights)).eval(), description, weights)
+    state = read_state(weights, description.weights.form)
     try:
-        # Only tensors: a pickle could run code.
-        state: State = torch.load(weights, map_location="cpu", weights_only=True)
-        features = _BUILDERS[description.network](state)
-    except (pickle.UnpicklingError, EOFError, RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
+        body = _BUILDERS[description.network](description, state)
+    except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ConfigurationError(f"{weights} does not hold the weights of {description.network}") from error
-    return EmbeddingNetwork(description, features).eval()
+    return EmbeddingNetwork(description, body).eval()
+
+
+def frozen_bf16(network: EmbeddingNetwork, input_size: tuple[int, int]) -> torch.nn.Module:
+    """The network with its convolutions in bf16 and what never changes folded into them. Takes `network` apart."""
+    network.features_to_bf16()
+    example = torch.zeros((2, *input_size, 3), dtype=torch.uint8)
+    with warnings.catch_warnings(), torch.inference_mode():
+        # torch wants networks to be compiled in another way, which takes a compiler on the host and minutes at each start.
+        warnings.simplefilter("ignore", FutureWarning)
+        frozen: torch.nn.Module = torch.jit.freeze(torch.jit.trace(network, example))  # type: ignore[no-untyped-call]  # torch gives it no types
+    return frozen
+
+
+def _torchscript(description: ModelDescription, weights: Path) -> torch.nn.Module:
+    if description.weights.form != "torchscript":
+        raise ConfigurationError(f"{description.name} is TorchScript, and its row does not say so")
+    try:
+        with warnings.catch_warnings():
+            # torch wants newer programs to be exported in another form; these exist in this one.
+            warnings.simplefilter("ignore", FutureWarning)
+            script: torch.nn.Module = torch.jit.load(weights, map_location="cpu")  # type: ignore[no-untyped-call]  # torch gives it no types
+    except (RuntimeError, ValueError, OSError) as error:
+        raise ConfigurationError(f"{weights} is no TorchScript that this version of torch can read") from error
+    return script
+
+
+def _checked(network: EmbeddingNetwork, description: ModelDescription, weights: Path) -> EmbeddingNetwork:
+    """What a program of someone else's makes of pictures is known only once it has run."""
+    pixels = torch.zeros((2, *description.input_size, 3), dtype=torch.uint8)
+    try:
+        with torch.inference_mode():
+            found = network(pixels).shape
+    except (RuntimeError, TypeError, ValueError, AttributeError, IndexError) as error:
+        raise ConfigurationError(
+            f"the TorchScript {weights} fails on two pictures of {description.input_size}: it must take float planes "
+            "(n, 3, height, width) and give vectors (n, dimension)"
+        ) from error
+    if found != (2, description.dimension):
+        raise ConfigurationError(
+            f"the TorchScript {weights} gives {tuple(found)} for two pictures, not {(2, description.dimension)}"
+        )
+    return network

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Final
 
 from infra.errors import ConfigurationError
 from processors.embedding.catalog import ModelDescription, Precision
 from processors.embedding.embedder import Pixels, Vectors
+from processors.embedding.golden_check import GoldenVectors, golden_pixels, held_to
+from processors.embedding.model_cache import GOLDEN_FILE
 from processors.embedding.model_thread import PICTURES_AT_ONCE, ModelThread
 from processors.embedding.openvino_runtime import openvino
+
+_HINTS: Final[dict[Precision, str]] = {"fp32": "f32", "bf16": "bf16"}
 
 
 class OpenVinoEmbedder(ModelThread):
@@ -22,7 +27,7 @@ class OpenVinoEmbedder(ModelThread):
     def _load(self) -> None:
         options = {
             # Unless told, the plugin takes bf16 where the processor has it: other vectors under the same fingerprint.
-            "INFERENCE_PRECISION_HINT": "f32",
+            "INFERENCE_PRECISION_HINT": _HINTS[self._precision],
             "INFERENCE_NUM_THREADS": self._threads,
             "NUM_STREAMS": 1,
             # Worker and query service share the processors; pinned threads would queue on one core with another idle.
@@ -35,6 +40,16 @@ class OpenVinoEmbedder(ModelThread):
                 f"OpenVINO cannot run {self._path} on this host. Remove that folder to have the model converted again."
             ) from error
         self._request = compiled.create_infer_request()
+        self._check_converted()
+
+    def _check_converted(self) -> None:
+        """Against what torch made of the golden pictures when the model was converted, perhaps on another host."""
+        file = self._path.with_name(GOLDEN_FILE)
+        # Models that were converted by an earlier version have none.
+        if file.is_file():
+            golden = GoldenVectors.model_validate_json(file.read_bytes())
+            vectors = self._infer(golden_pixels(self._description, golden.vectors))
+            held_to(golden, vectors, self._description.name, self._precision)
 
     def _infer(self, part: Pixels) -> Vectors:
         vectors: Vectors = self._request.infer([part], share_inputs=True)[0]

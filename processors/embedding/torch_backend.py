@@ -7,10 +7,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from processors.embedding.catalog import ModelDescription, Precision
+from processors.embedding.catalog import ModelDescription, Precision, fingerprint
 from processors.embedding.embedder import Pixels, Vectors
+from processors.embedding.golden_check import GOLDEN_PICTURES, GoldenVectors, golden_pixels, held_to
 from processors.embedding.model_thread import ModelThread
-from processors.embedding.network import load_network
+from processors.embedding.network import frozen_bf16, load_network
 
 
 class TorchEmbedder(ModelThread):
@@ -19,9 +20,20 @@ class TorchEmbedder(ModelThread):
         super().__init__(description, precision, threads)
         self._weights = weights
 
+    _network: torch.nn.Module
+
     def _load(self) -> None:
         torch.set_num_threads(self._threads)
-        self._network = load_network(self._description, self._weights)
+        network = load_network(self._description, self._weights)
+        self._network = network
+        if self._precision == "bf16":
+            reference = self._infer(golden_pixels(self._description))
+            self._network = frozen_bf16(network, self._description.input_size)
+            golden = GoldenVectors(
+                fingerprint=fingerprint(self._description, "fp32"),
+                vectors=dict(zip(GOLDEN_PICTURES, reference.tolist(), strict=True)),
+            )
+            held_to(golden, self._infer(golden_pixels(self._description)), self._description.name, self._precision)
 
     def _infer(self, part: Pixels) -> Vectors:
         with torch.inference_mode():

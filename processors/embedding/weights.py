@@ -4,22 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
-import os
 import urllib.error
-import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import assert_never
 
 from infra.errors import ConfigurationError
 from infra.settings import ProcessorSettings, QuerySettings
-from processors.embedding.catalog import ModelDescription, TorchvisionFile, WheelFile
-
-STALL_SECONDS = 30.0
-"""Longest silence of a server during a download."""
-
-LARGEST_DOWNLOAD_BYTES = 2 * 1024**3
-_CHUNK_BYTES = 1024 * 1024
+from processors.embedding.catalog import BucketFile, LocalFile, ModelDescription, TorchvisionFile, WebFile, WheelFile
+from processors.embedding.download import download
+from processors.embedding.file_lock import locked
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,9 +38,7 @@ def obtain(description: ModelDescription, folders: WeightFolders, say: Callable[
 
     Raises ConfigurationError that says which file to put where by hand.
     """
-    path = _find(description, folders)
-    if path is None:
-        path = _download(description, folders, say)
+    path = find_weights(description, folders) or _download(description, folders, say)
     found = file_digest(path)
     if found != description.weights.sha256:
         raise ConfigurationError(
@@ -60,9 +53,26 @@ def file_digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _find(description: ModelDescription, folders: WeightFolders) -> Path | None:
+def by_hand(description: ModelDescription, folders: WeightFolders) -> str:
+    """What a person can do instead."""
     weights = description.weights
-    places = [folder / weights.file_name for folder in (folders.own, folders.downloads) if folder is not None]
+    where = f" from {weights.source.url}" if isinstance(weights.source, WebFile) else ""
+    return f"Get {weights.file_name} (sha256 {weights.sha256}){where} by hand and put it into {folders.by_hand}."
+
+
+def partial_download(description: ModelDescription, folders: WeightFolders) -> Path:
+    """Where a download grows; named by its digest, so that no other file is gone on with."""
+    weights = description.weights
+    return folders.downloads / f".{weights.file_name}.{weights.sha256[:16]}.partial"
+
+
+def find_weights(description: ModelDescription, folders: WeightFolders) -> Path | None:
+    """The first file of the right name on this host; nothing of it is checked."""
+    weights = description.weights
+    if isinstance(weights.source, LocalFile):
+        places = [Path(weights.source.path)]
+    else:
+        places = [folder / weights.file_name for folder in (folders.own, folders.downloads) if folder is not None]
     if isinstance(weights.source, WheelFile):
         # Found without importing the package, which would run its code.
         package = importlib.util.find_spec(weights.source.package)
@@ -73,46 +83,68 @@ def _find(description: ModelDescription, folders: WeightFolders) -> Path | None:
 
 
 def _download(description: ModelDescription, folders: WeightFolders, say: Callable[[str], None]) -> Path:
-    weights = description.weights
-    by_hand = f"Get {weights.file_name} (sha256 {weights.sha256}) by hand and put it into {folders.by_hand}."
-    if not isinstance(weights.source, TorchvisionFile):
-        raise ConfigurationError(f"the weights of {description.name} come with the package {weights.source.package}. {by_hand}")
-    url = _torchvision_url(weights.source)
-    say(f"downloading {weights.file_name}")
-    folders.downloads.mkdir(parents=True, exist_ok=True)
-    target = folders.downloads / weights.file_name
-    partial = folders.downloads / f".{weights.file_name}.{os.getpid()}.partial"
+    url = _url(description, folders)
+    target = folders.downloads / description.weights.file_name
+    partial = partial_download(description, folders)
     try:
-        _fetch(url, partial, say)
-        if file_digest(partial) != weights.sha256:
-            raise ConfigurationError(f"what was downloaded for {description.name} is not the expected file. {by_hand}")
-        partial.replace(target)
+        folders.downloads.mkdir(parents=True, exist_ok=True)
+        with locked(partial.with_suffix(".lock")):
+            if not target.is_file():
+                say(f"downloading {target.name}")
+                _download_checked(url, partial, description, folders, say)
+                partial.replace(target)
     except OSError as error:
         cause = error.reason if isinstance(error, urllib.error.URLError) else error
         reason = cause.strerror if isinstance(cause, OSError) and cause.strerror else str(cause)
-        raise ConfigurationError(f"the weights of {description.name} cannot be downloaded ({reason}). {by_hand}") from error
-    finally:
-        partial.unlink(missing_ok=True)
+        kept = partial.exists() and f" {partial.stat().st_size / 1e6:.0f} MB came and are kept: try again to go on from there."
+        raise ConfigurationError(
+            f"the weights of {description.name} cannot be downloaded ({reason}).{kept or ''} {by_hand(description, folders)}"
+        ) from error
     return target
+
+
+def _download_checked(
+    url: str, partial: Path, description: ModelDescription, folders: WeightFolders, say: Callable[[str], None]
+) -> None:
+    """Leaves the right file in `partial`, or none, or a part of one."""
+    while True:
+        begun = partial.exists()
+        try:
+            download(url, partial, say)
+        finally:
+            if partial.exists() and not partial.stat().st_size:
+                partial.unlink()
+        if partial.exists() and file_digest(partial) == description.weights.sha256:
+            return
+        partial.unlink(missing_ok=True)
+        if not begun:
+            raise ConfigurationError(
+                f"what was downloaded for {description.name} is not the expected file. {by_hand(description, folders)}"
+            )
+        # What was left of an earlier try may be of another file, or damaged.
+        say("  this is not the expected file; once more from its begin")
+
+
+def _url(description: ModelDescription, folders: WeightFolders) -> str:
+    """Raises ConfigurationError for weights that no download can bring."""
+    source = description.weights.source
+    match source:
+        case TorchvisionFile():
+            return _torchvision_url(source)
+        case WebFile(url):
+            return url
+        case WheelFile(package):
+            why = f"the weights of {description.name} come with the package {package}"
+        case BucketFile(bucket, key):
+            why = f"s3://{bucket}/{key} has not been brought here"
+        case LocalFile(path):
+            raise ConfigurationError(f"IMAGE_SEARCH_OWN_WEIGHTS: there is no file {path}")
+        case never:
+            assert_never(never)
+    raise ConfigurationError(f"{why}. {by_hand(description, folders)}")
 
 
 def _torchvision_url(source: TorchvisionFile) -> str:
     from torchvision.models import get_weight  # type: ignore[import-untyped]  # noqa: PLC0415 - imports torch
 
     return str(get_weight(source.weights).url)
-
-
-def _fetch(url: str, target: Path, say: Callable[[str], None]) -> None:
-    if not url.startswith("https://"):
-        raise ConfigurationError("weights are downloaded by https only")
-    with urllib.request.urlopen(url, timeout=STALL_SECONDS) as answer, target.open("wb") as file:  # noqa: S310 - https, above
-        total, done = int(answer.headers.get("Content-Length") or 0), 0
-        while chunk := answer.read(_CHUNK_BYTES):
-            done += len(chunk)
-            if done > LARGEST_DOWNLOAD_BYTES:
-                raise OSError("the file is too large")
-            file.write(chunk)
-            if total and done * 10 // total > (done - len(chunk)) * 10 // total:
-                say(f"  {done / 1e6:.0f} of {total / 1e6:.0f} MB")
-        file.flush()
-        os.fsync(file.fileno())

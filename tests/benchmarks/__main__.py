@@ -15,7 +15,8 @@ from infra import metadata_store, vector_store
 from infra.settings import ProcessorSettings
 from processors.embedding import open_embedder
 from processors.embedding.active_model import active_model
-from processors.embedding.catalog import find, fingerprint
+from processors.embedding.catalog import fingerprint
+from processors.embedding.choice import chosen
 from tests.benchmarks import bare, measures
 from tests.benchmarks.report import Result, publish
 from tests.pictures import edited_copy, jpeg
@@ -32,7 +33,7 @@ async def embedded(stack: FullStack, console: Console) -> tuple[list[Result], di
     """Every measure; beside the results the CPU seconds of each program during the backlog."""
     settings = stack.settings(ProcessorSettings)
     metadata, vectors = await metadata_store.connect(settings), await vector_store.connect(settings)
-    description = find(settings.model)
+    description = chosen(settings)
     model = await active_model(metadata, fingerprint(description, settings.model_precision), description.name)
     embedder = await open_embedder(description, settings)
     try:

@@ -9,7 +9,19 @@ import pytest
 from infra.errors import ConfigurationError
 from infra.settings import ModelSettings
 from processors.embedding import catalog
-from processors.embedding.catalog import CATALOG, ModelDescription, Projection, TorchvisionFile, Weights, find, fingerprint
+from processors.embedding.catalog import (
+    CATALOG,
+    BucketFile,
+    LocalFile,
+    ModelDescription,
+    Projection,
+    Source,
+    TorchvisionFile,
+    WebFile,
+    Weights,
+    find,
+    fingerprint,
+)
 from processors.embedding.golden_check import golden_picture, golden_vectors
 from processors.embedding.model_cache import ConversionJob
 
@@ -48,8 +60,10 @@ def test_what_changes_no_vector_does_not(name: str) -> None:
 
 
 def test_where_the_weights_come_from_changes_nothing() -> None:
-    elsewhere = Weights(file_name="x", sha256=ROW.weights.sha256, source=TorchvisionFile("x"), licence="x")
-    assert fingerprint(replace(ROW, weights=elsewhere), "fp32") == fingerprint(ROW, "fp32")
+    sources: list[Source] = [TorchvisionFile("x"), WebFile("https://x/y"), BucketFile("b", "k"), LocalFile("p")]
+    for source in sources:
+        elsewhere = Weights(file_name="x", sha256=ROW.weights.sha256, source=source, licence="x", form="safetensors")
+        assert fingerprint(replace(ROW, weights=elsewhere), "fp32") == fingerprint(ROW, "fp32")
 
 
 def test_the_decode_rule_and_the_pooling_floor_are_part_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -62,10 +76,22 @@ def test_the_decode_rule_and_the_pooling_floor_are_part_of_it(monkeypatch: pytes
 
 def test_fingerprints_stay_what_they_are() -> None:
     """A changed value here means that every collection out there has to be made anew: raise SCALING_RULE knowingly."""
-    assert {name: fingerprint(row, "fp32")[:16] for name, row in CATALOG.items()} == {
+    rows = {
+        name: replace(row, weights=replace(row.weights, sha256=row.weights.sha256 or "ab" * 32))
+        for name, row in CATALOG.items()
+    }
+    assert {name: fingerprint(row, "fp32")[:16] for name, row in rows.items()} == {
         "efficientnet_lite0": "164de2c365343733",
         "resnet50": "95157031cbf039de",
+        "gl18_resnet50": "6e7c985e53ff0f9c",
+        "sscd_resnet50": "ae86408eb8922f47",
     }
+
+
+def test_weights_that_nobody_vouched_for_have_no_fingerprint() -> None:
+    for name in ("gl18_resnet50", "sscd_resnet50"):
+        with pytest.raises(ConfigurationError, match="WEIGHTS_SHA256"):
+            fingerprint(CATALOG[name], "fp32")
 
 
 def test_the_default_model_is_in_the_catalog() -> None:
@@ -73,7 +99,7 @@ def test_the_default_model_is_in_the_catalog() -> None:
 
 
 def test_an_unknown_model_names_the_known_ones() -> None:
-    with pytest.raises(ConfigurationError, match="efficientnet_lite0, resnet50"):
+    with pytest.raises(ConfigurationError, match="efficientnet_lite0, resnet50, gl18_resnet50, sscd_resnet50, or own"):
         find("resnet51")
 
 
@@ -84,8 +110,9 @@ def test_a_precision_that_the_model_does_not_come_in() -> None:
 
 def test_rows_have_digests_and_names() -> None:
     for name, row in CATALOG.items():
-        assert name == row.name and len(bytes.fromhex(row.weights.sha256)) == 32
-        assert row.weights.sha256[:8] in row.weights.file_name or row.name == "efficientnet_lite0"
+        assert name == row.name and row.weights.licence
+        assert len(bytes.fromhex(row.weights.sha256)) == (0 if name in ("gl18_resnet50", "sscd_resnet50") else 32)
+    assert CATALOG["resnet50"].weights.sha256[:8] in CATALOG["resnet50"].weights.file_name
 
 
 def test_decode_rules_take_size_from_the_row_and_limits_from_the_settings() -> None:

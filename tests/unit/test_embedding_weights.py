@@ -15,7 +15,7 @@ import pytest
 
 from infra.errors import ConfigurationError
 from processors.embedding import weights as module
-from processors.embedding.catalog import CATALOG, WheelFile
+from processors.embedding.catalog import CATALOG, LocalFile, WebFile, WheelFile
 from processors.embedding.weights import WeightFolders, obtain
 
 CONTENT = b"weights" * 1000
@@ -42,6 +42,8 @@ class Answer(io.BytesIO):
         super().__init__(content)
         self.headers = Message()
         self.headers["Content-Length"] = str(len(content))
+        self.status = 200
+        self.url = "https://weights.example/w.pth"
 
     def __enter__(self) -> Self:
         return self
@@ -52,14 +54,15 @@ class Server:
 
     def __init__(self, answer: bytes | OSError) -> None:
         self.answer = answer
+        self.answer_type = Answer
         self.asked: list[str] = []
 
-    def __call__(self, url: str, timeout: float) -> Answer:
+    def __call__(self, request: urllib.request.Request, timeout: float) -> Answer:
         assert timeout > 0
-        self.asked.append(url)
+        self.asked.append(request.full_url)
         if isinstance(self.answer, OSError):
             raise self.answer
-        return Answer(self.answer)
+        return self.answer_type(self.answer)
 
 
 @pytest.fixture
@@ -121,13 +124,44 @@ def test_a_failed_download_says_which_file_to_put_where(
         obtain(ROW, folders, print)
     for part in (says, "w.pth", ROW.weights.sha256, str(folders.own)):
         assert part in str(caught.value)
-    assert list(folders.downloads.iterdir()) == []
+    assert [path.suffix for path in folders.downloads.iterdir()] == [".lock"]
+
+
+def test_a_checkpoint_of_ones_own_is_used_where_it_lies(folders: WeightFolders, tmp_path: Path) -> None:
+    put(folders.own, b"another file of that name")
+    row = replace(ROW, weights=replace(ROW.weights, source=LocalFile(str(tmp_path / "own.pth"))))
+    with pytest.raises(ConfigurationError, match=r"OWN_WEIGHTS: there is no file .*own\.pth"):
+        obtain(row, folders, print)
+    (tmp_path / "own.pth").write_bytes(CONTENT)
+    assert obtain(row, folders, print) == tmp_path / "own.pth"
+    (tmp_path / "own.pth").write_bytes(CONTENT + b"!")
+    with pytest.raises(ConfigurationError, match="its sha256 is"):
+        obtain(row, folders, print)
+
+
+def test_a_file_of_the_web_says_its_address_for_the_way_by_hand(folders: WeightFolders, serve: type[Server]) -> None:
+    serve(urllib.error.URLError(OSError(101, "Network is unreachable")))
+    row = replace(ROW, weights=replace(ROW.weights, source=WebFile("https://weights.example/far/w.pth")))
+    with pytest.raises(ConfigurationError, match=r"Get w\.pth .* from https://weights\.example/far/w\.pth by hand"):
+        obtain(row, folders, print)
 
 
 def test_weights_of_a_wheel_that_is_not_installed(folders: WeightFolders) -> None:
     row = replace(ROW, weights=replace(ROW.weights, source=WheelFile("no_such_package_here", "w.pth")))
     with pytest.raises(ConfigurationError, match="no_such_package_here"):
         obtain(row, folders, print)
+
+
+def test_a_server_that_sends_us_on_to_plain_http(folders: WeightFolders, serve: type[Server]) -> None:
+    class Downgraded(Answer):
+        def __init__(self, content: bytes) -> None:
+            super().__init__(content)
+            self.url = "http://weights.example/w.pth"
+
+    server = serve(CONTENT)
+    server.answer_type = Downgraded
+    with pytest.raises(ConfigurationError, match="without https"):
+        obtain(ROW, folders, print)
 
 
 def test_only_https(folders: WeightFolders, serve: type[Server], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -187,3 +188,11 @@ async def test_a_start_needs_the_model_that_made_the_collection() -> None:
     await metadata.add_model(active(ModelFingerprint("e" * 64)))
     with pytest.raises(ConfigurationError, match="IMAGE_SEARCH_MODEL=angles"):
         await active_model(metadata, FINGERPRINT, "another")
+
+
+async def test_a_start_with_other_weights_of_ones_own_is_told_which_they_were() -> None:
+    metadata = MemoryMetadataStore()
+    made_with = replace(active(ModelFingerprint("e" * 64)), name="own", description={"weights": {"sha256": "d" * 64}})
+    await metadata.add_model(made_with)
+    with pytest.raises(ConfigurationError, match=f"IMAGE_SEARCH_MODEL=own .*sha256 is {'d' * 64}"):
+        await active_model(metadata, FINGERPRINT, "own")
