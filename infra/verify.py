@@ -22,7 +22,7 @@ from infra.metadata_store.interface import ImageRow, MetadataStore
 from infra.object_store.interface import ObjectStat, ObjectStore
 from infra.settings import CommonSettings
 from infra.vector_store.interface import VectorEntry, VectorStore
-from schemas.filter import Filter
+from schemas.filter import Place
 from schemas.identity import ContentHash, ModelFingerprint, ObjectId, ObjectRef
 from schemas.tables import ModelState, RowState
 
@@ -240,12 +240,12 @@ class _Verification:
     async def _read_vectors(self, collection: _Collection) -> None:
         ids = self.vector_ids.setdefault(collection.name, set())
         self.vector_counts[collection.name] = 0
-        narrowed = [Filter(bucket, self.prefix) for bucket in self.buckets]
+        places = [Place(bucket, self.prefix) for bucket in self.buckets]
         doubled: dict[ObjectId, VectorEntry] = {}
         after: ObjectId | None = None
         while entries := await self.vectors.page(collection.name, after=after, limit=PAGE_ROWS):
             after = entries[-1].object_id
-            here = [entry for entry in entries if any(narrow.matches(entry.ref) for narrow in narrowed)]
+            here = [entry for entry in entries if any(place.holds(entry.ref) for place in places)]
             rows = await self.metadata.rows({entry.object_id for entry in here})
             for entry in here:
                 row = rows.get(entry.object_id)

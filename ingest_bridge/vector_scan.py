@@ -24,7 +24,7 @@ from ingest_bridge.object_id_set import ObjectIdSet
 from ingest_bridge.scan_events import ScanEvents
 from ingest_bridge.scan_state import RemovalGuard, RemovalStopped, ScanArguments, ScanFailed, ScanProgress
 from schemas.events import Cause, ObjectEvent
-from schemas.filter import Filter
+from schemas.filter import Place
 from schemas.identity import ContentHash, ModelFingerprint, ObjectId, ObjectRef
 from schemas.tables import ModelState, RowState
 
@@ -60,7 +60,7 @@ class VectorScan:
     ) -> None:
         self._arguments, self._progress, self._events, self._guard = arguments, progress, events, guard
         self._metadata, self._vectors = metadata, vectors
-        self._narrow = Filter(arguments.bucket, arguments.prefix)
+        self._place = Place(arguments.bucket, arguments.prefix)
         self._seen = ObjectIdSet()
         self._left_over = ObjectIdSet()
         self._suspects: dict[ObjectId, ObjectRef] = {}
@@ -164,7 +164,7 @@ class VectorScan:
             return
         if not self._arguments.allow_removal and self._guard.forbids(len(self._left_over), here):
             raise RemovalStopped(
-                f"{len(self._left_over)} of {here} vectors under {self._narrow.bucket}/{self._narrow.prefix} are of objects "
+                f"{len(self._left_over)} of {here} vectors under {self._place.bucket}/{self._place.prefix} are of objects "
                 "that are not in the bucket and have no row. They were not removed. If they were deleted on purpose, run: "
                 f"{self._arguments.command()} --allow-removal"
             )
@@ -194,7 +194,7 @@ class VectorScan:
             yield rows
 
     def _covered(self, page: Sequence[VectorEntry]) -> list[VectorEntry]:
-        return [entry for entry in page if self._narrow.matches(entry.ref)]
+        return [entry for entry in page if self._place.holds(entry.ref)]
 
     async def _rows(self, ids: Sequence[ObjectId]) -> dict[ObjectId, ImageRow]:
         return await self._events.patiently(partial(self._metadata.rows, ids)) if ids else {}

@@ -38,6 +38,7 @@ def serve(context: click.Context) -> None:
 @click.option("--min-score", type=click.FloatRange(-100, 100), help="Only hits that score this or more.")
 @click.option("--bucket", help="Only this bucket.")
 @click.option("--prefix", help="Only keys that start with this.")
+@click.option("--filter", "conditions", metavar="JSON", help="Only what this filter matches; see docs/api.md.")
 @click.option("--json", "as_json", is_flag=True, help="Print the service's answer as JSON.")
 @click.pass_context
 def search(
@@ -48,12 +49,13 @@ def search(
     min_score: float | None,
     bucket: str | None,
     prefix: str | None,
+    conditions: str | None,
     as_json: bool,
 ) -> None:
     """Search by the picture in FILE."""
     from query_service.client import QueryClient
 
-    options = {"limit": limit, "min_score": min_score, "bucket": bucket, "prefix": prefix}
+    options = {"limit": limit, "min_score": min_score, "bucket": bucket, "prefix": prefix, "filter": conditions}
     parameters = {name: str(value) for name, value in options.items() if value is not None}
 
     async def ask() -> SearchAnswer:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import pairwise
 from typing import Any
 
 import structlog
 from pydantic import ValidationError
+from pydantic_core import ErrorDetails
 
 from infra.errors import ImageRejected, PermanentError, StoreRefused, StoreUnavailable
 from schemas.api import ErrorAnswer, ErrorCode, ErrorDetail
@@ -16,6 +18,10 @@ log = structlog.get_logger(__name__)
 BUSY_RETRY_SECONDS = 1
 STORE_RETRY_SECONDS = 5
 _LONGEST_NAME = 64
+_MOST_PROBLEMS = 20
+
+# Where the library speaks of its own language's types.
+_PLAIN_WORDS = {"tuple_type": "must be a list", "model_type": "must be an object", "extra_forbidden": "is not known here"}
 
 
 class RequestRefused(PermanentError):
@@ -47,13 +53,30 @@ def too_busy(message: str, code: ErrorCode = ErrorCode.TOO_MANY_REQUESTS) -> Req
 
 
 def invalid_parameters(error: ValidationError) -> RequestRefused:
-    """One entry a parameter. The value that was sent is not repeated: it may be long, or not for a log."""
-    problems = [
-        {"parameter": str(item["loc"][0])[:_LONGEST_NAME], "problem": item["msg"]}
-        for item in error.errors(include_url=False, include_input=False, include_context=False)
+    """One entry a problem. The value that was sent is not repeated: it may be long, or not for a log."""
+    problems = error.errors(include_url=False, include_input=False, include_context=False)
+    entries = [
+        {"parameter": str(item["loc"][0])[:_LONGEST_NAME], **_inside(item["loc"]), "problem": _words(item)}
+        for item in problems[:_MOST_PROBLEMS]
     ]
-    names = ", ".join(sorted({problem["parameter"] for problem in problems}))
-    return RequestRefused(ErrorCode.INVALID_REQUEST, f"Not valid: {names}.", details={"parameters": problems})
+    names = sorted({entry["parameter"] for entry in entries})
+    code = ErrorCode.INVALID_FILTER if all(_is_of_filter(item) for item in problems) else ErrorCode.INVALID_REQUEST
+    return RequestRefused(code, f"Not valid: {', '.join(names)}.", details={"parameters": entries})
+
+
+def _is_of_filter(problem: ErrorDetails) -> bool:
+    """That a route knows no parameter of this name is another mistake."""
+    return problem["loc"][0] == "filter" and (problem["loc"], problem["type"]) != (("filter",), "extra_forbidden")
+
+
+def _inside(location: tuple[str | int, ...]) -> dict[str, str]:
+    """Where inside a parameter that has parts: `must.0.range.gte`. Behind a position the library names the kind of clause."""
+    steps = [str(step)[:_LONGEST_NAME] for before, step in pairwise(location) if not isinstance(before, int)]
+    return {"at": ".".join(steps)} if steps else {}
+
+
+def _words(problem: ErrorDetails) -> str:
+    return _PLAIN_WORDS.get(problem["type"], problem["msg"])
 
 
 def refusal_of(error: Exception) -> RequestRefused:

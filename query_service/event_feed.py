@@ -19,7 +19,7 @@ from query_service.cursors import events_cursor, events_start
 from query_service.errors import RequestRefused, too_busy
 from schemas.api import ErrorCode
 from schemas.events import OutcomeType
-from schemas.filter import Filter
+from schemas.filter import Place
 from schemas.identity import ObjectRef
 from schemas.topics import OUTCOMES
 
@@ -64,10 +64,10 @@ class FeedFilter:
     """No types: all of them."""
 
     types: frozenset[OutcomeType] = frozenset()
-    narrow: Filter = Filter()
+    place: Place = Place()
 
     def wants(self, envelope: _Envelope) -> bool:
-        return (not self.types or envelope.type in self.types) and self.narrow.matches(
+        return (not self.types or envelope.type in self.types) and self.place.holds(
             ObjectRef(envelope.data.bucket, envelope.data.key)
         )
 

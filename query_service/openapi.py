@@ -15,6 +15,7 @@ from query_service.endpoint import JSON, Endpoint
 from query_service.upload import FILE_FIELDS
 from schemas.api import ErrorAnswer, ErrorCode, Readiness
 from schemas.events import OutcomeEvent
+from schemas.filter import FilterGroup
 
 _REFERENCE = "#/components/schemas/{model}"
 _COMMON_ERRORS = (ErrorCode.INVALID_REQUEST, ErrorCode.INTERNAL_ERROR)
@@ -45,9 +46,12 @@ def document(endpoints: Sequence[Endpoint], *, largest_limit: int) -> bytes:
 
 def _schemas(endpoints: Iterable[Endpoint]) -> Json:
     answers = {endpoint.answer for endpoint in endpoints if not isinstance(endpoint.answer, str)}
-    models: list[type[BaseModel]] = sorted({*answers, ErrorAnswer, OutcomeEvent}, key=lambda model: model.__name__)
-    mode: Literal["serialization"] = "serialization"
-    _, whole = models_json_schema([(model, mode) for model in models], ref_template=_REFERENCE)
+    written: list[type[BaseModel]] = sorted({*answers, ErrorAnswer, OutcomeEvent}, key=lambda model: model.__name__)
+    models: list[tuple[type[BaseModel], Literal["serialization", "validation"]]] = [
+        *((model, "serialization") for model in written),
+        (FilterGroup, "validation"),
+    ]
+    _, whole = models_json_schema(models, ref_template=_REFERENCE)
     schemas: Json = whole["$defs"]
     return schemas
 
@@ -76,9 +80,20 @@ def _path_parameters(endpoint: Endpoint) -> list[Json]:
 
 def _query_parameters(properties: Json) -> list[Json]:
     return [
-        {"name": name, "in": "query", "required": False, "schema": schema, "description": schema.get("description", "")}
+        {"name": name, "in": "query", "required": False, **_typed(schema), "description": schema.get("description", "")}
         for name, schema in properties.items()
     ]
+
+
+def _typed(schema: Json) -> Json:
+    if not _is_json(schema):
+        return {"schema": schema}
+    examples = {f"example-{number}": {"value": value} for number, value in enumerate(schema["examples"], 1)}
+    return {"content": {JSON: {"schema": schema["contentSchema"], "examples": examples}}}
+
+
+def _is_json(schema: Json) -> bool:
+    return schema.get("contentMediaType") == JSON
 
 
 def _header_parameters(endpoint: Endpoint) -> list[Json]:
@@ -92,11 +107,14 @@ def _properties(endpoint: Endpoint) -> Json:
     """Each parameter's schema with what it refers to written out: a query parameter has no `$defs` of its own."""
     if endpoint.parameters is None:
         return {}
-    schema = endpoint.parameters.model_json_schema(mode="validation")
+    schema = endpoint.parameters.model_json_schema(mode="validation", ref_template=_REFERENCE)
     definitions = schema.get("$defs", {})
 
     def written_out(part: Any) -> Any:  # noqa: ANN401 - any JSON value
         match part:
+            case {"contentSchema": _}:
+                # JSON in a text: a filter, whose groups hold groups.
+                return part
             case {"$ref": str(reference)}:
                 return definitions[reference.rpartition("/")[2]]
             case dict():
@@ -122,15 +140,17 @@ def _without_null(schema: Json) -> Json:
 
 def _picture_body(properties: Json) -> Json:
     first, alias = FILE_FIELDS
+    fields = {name: schema["contentSchema"] if _is_json(schema) else schema for name, schema in properties.items()}
     form = {
         "type": "object",
-        "properties": {first: _BINARY, alias: _BINARY, **properties},
+        "properties": {first: _BINARY, alias: _BINARY, **fields},
         "oneOf": [{"required": [first]}, {"required": [alias]}],
     }
+    encoding = {name: {"contentType": JSON} for name, schema in properties.items() if _is_json(schema)}
     return {
         "required": True,
         "content": {
-            "multipart/form-data": {"schema": form},
+            "multipart/form-data": {"schema": form, "encoding": encoding},
             "image/*": {"schema": _BINARY},
             "application/octet-stream": {"schema": _BINARY},
         },

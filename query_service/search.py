@@ -143,7 +143,11 @@ class Searcher:
             looked_up |= candidates.keys()
             rows = await self._metadata.rows(candidates)
             steps.done("metadata")
-            standing = [(hit, row) for hit in candidates.values() if (row := rows.get(hit.object_id)) and _stands_for(row, hit)]
+            standing = [
+                (hit, row)
+                for hit in candidates.values()
+                if (row := rows.get(hit.object_id)) and _stands_for(row, hit) and request.narrow.matches(row)
+            ]
             HITS_HIDDEN.inc(len(candidates) - len(standing))
             confirmed += standing
             all_there = len(found) < fetch or not _good_enough(found[-1], request.min_score)

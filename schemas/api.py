@@ -11,10 +11,10 @@ from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from typing import Annotated, Any, Self
 
-from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field, field_validator
+from pydantic import AfterValidator, AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field, Json
 
 from schemas.events import Hex64, OutcomeType, ReasonCode
-from schemas.filter import Filter
+from schemas.filter import BucketName, Filter, FilterGroup, Place, checked_key, within_bounds
 from schemas.identity import ObjectId, object_id_from_hex
 from schemas.tables import RowState
 
@@ -31,6 +31,7 @@ class ErrorCode(StrEnum):
     INVALID_ID = "INVALID_ID"
     INVALID_CURSOR = "INVALID_CURSOR"
     INVALID_WAIT_FOR = "INVALID_WAIT_FOR"
+    INVALID_FILTER = "INVALID_FILTER"
     INVALID_BODY = "INVALID_BODY"
     MISSING_IMAGE = "MISSING_IMAGE"
     ROUTE_NOT_FOUND = "ROUTE_NOT_FOUND"
@@ -70,6 +71,7 @@ _STATUS = {
     ErrorCode.INVALID_ID: 400,
     ErrorCode.INVALID_CURSOR: 400,
     ErrorCode.INVALID_WAIT_FOR: 400,
+    ErrorCode.INVALID_FILTER: 400,
     ErrorCode.INVALID_BODY: 400,
     ErrorCode.MISSING_IMAGE: 400,
     ErrorCode.ROUTE_NOT_FOUND: 404,
@@ -132,15 +134,7 @@ class WaitToken:
         return f"{self.object_id.hex()}:{self.etag or 'deleted'}"
 
 
-def _without_nul(text: str) -> str:
-    # NUL parts bucket and key inside an object id, and no store takes it in a key.
-    if "\0" in text:
-        raise ValueError("must not contain NUL")
-    return text
-
-
-Bucket = Annotated[str, Field(min_length=1, max_length=63, pattern=r"^[a-z0-9][a-z0-9.-]*$")]
-Prefix = Annotated[str, Field(max_length=1024)]
+Prefix = Annotated[str, Field(max_length=1024), AfterValidator(checked_key)]
 Limit = Annotated[int, Field(ge=1, le=LARGEST_LIMIT)]
 WaitFor = Annotated[
     str, Field(max_length=322, description="Wait until this state of an object is settled: `<id>:<etag>` or `<id>:deleted`.")
@@ -154,17 +148,34 @@ class _Parameters(BaseModel):
 
 
 class _Narrowed(_Parameters):
-    bucket: Bucket | None = Field(None, description="Only this bucket.")
+    bucket: BucketName | None = Field(None, description="Only this bucket.")
     prefix: Prefix = Field("", description="Only keys that start with this, compared byte by byte.")
 
-    _no_nul = field_validator("prefix")(_without_nul)
+    @property
+    def place(self) -> Place:
+        return Place(self.bucket, self.prefix)
+
+
+FILTER_EXAMPLES: list[Any] = [
+    {"must": [{"field": "width", "range": {"gte": 1920}}, {"field": "format", "match": {"any": ["png", "webp"]}}]},
+    {
+        "should": [{"field": "key", "match": {"prefix": "2025/"}}, {"field": "key", "match": {"prefix": "2026/"}}],
+        "must_not": [{"field": "put_time", "range": {"lt": "2025-06-01T00:00:00Z"}}],
+    },
+]
+
+
+class _Filtered(_Narrowed):
+    filter: Annotated[Json[FilterGroup], AfterValidator(within_bounds)] | None = Field(
+        None, description="Only what this matches, besides `bucket` and `prefix`.", examples=FILTER_EXAMPLES
+    )
 
     @property
     def narrow(self) -> Filter:
-        return Filter(self.bucket, self.prefix)
+        return Filter(self.bucket, self.prefix, self.filter)
 
 
-class SimilarParameters(_Narrowed):
+class SimilarParameters(_Filtered):
     limit: Limit | None = Field(None, description="Most hits; the service's default when absent.")
     min_score: float | None = Field(
         None, ge=-100, le=100, allow_inf_nan=False, description="Only hits with this score or more."
@@ -179,7 +190,7 @@ class ImageParameters(_Parameters):
     wait_for: WaitFor | None = None
 
 
-class ListParameters(_Narrowed):
+class ListParameters(_Filtered):
     limit: Limit | None = Field(None, description="Most entries of a page; the service's default when absent.")
     state: RowState | None = Field(None, description="Only objects in this state.")
     cursor: str | None = Field(None, max_length=4096, description="`next` of the page before.")

@@ -11,8 +11,10 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from infra.metadata_store.engine import SqlPart
 from infra.metadata_store.interface import ImageRow, RowWrite
-from infra.metadata_store.rows import image_row, image_values, in_place, key_bytes
+from infra.metadata_store.narrowing import in_group, in_place
+from infra.metadata_store.rows import image_row, image_values, key_bytes
 from infra.metadata_store.rules import MOST_OF_ONE_CONTENT, as_stored, in_order, models_kept
+from schemas.filter import FilterGroup
 from schemas.identity import ContentHash, ModelFingerprint, ObjectId, ObjectRef
 from schemas.tables import RowState, image_models, images
 
@@ -101,11 +103,14 @@ class SqlImages(SqlPart):
         *,
         bucket: str | None = None,
         prefix: str = "",
+        where: FilterGroup | None = None,
         states: Collection[RowState] | None = None,
         after: ObjectRef | None = None,
         limit: int = 1000,
     ) -> list[ImageRow]:
         query = select(images).where(in_place(bucket, prefix))
+        if where is not None:
+            query = query.where(in_group(where))
         if states is not None:
             query = query.where(images.c.state.in_([state.value for state in states]))
         if after is not None:

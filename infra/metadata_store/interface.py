@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from schemas.events import OutcomeEvent, ReasonCode
+from schemas.filter import FilterGroup
 from schemas.identity import ContentHash, ModelFingerprint, ObjectId, ObjectRef
 from schemas.tables import JobState, ModelState, RowState
 
@@ -119,6 +120,7 @@ class MetadataStore(Protocol):
         *,
         bucket: str | None = None,
         prefix: str = "",
+        where: FilterGroup | None = None,
         states: Collection[RowState] | None = None,
         after: ObjectRef | None = None,
         limit: int = 1000,

@@ -22,7 +22,7 @@ from infra.metadata_store.rules import (
     reported,
     with_creation_time,
 )
-from schemas.filter import Filter
+from schemas.filter import Filter, FilterGroup
 from schemas.identity import ContentHash, ModelFingerprint, ObjectId, ObjectRef
 from schemas.tables import JobState, ModelState, RowState, log_cursor_name
 
@@ -85,19 +85,20 @@ class MemoryMetadataStore:
         *,
         bucket: str | None = None,
         prefix: str = "",
+        where: FilterGroup | None = None,
         states: Collection[RowState] | None = None,
         after: ObjectRef | None = None,
         limit: int = 1000,
     ) -> list[ImageRow]:
         rows = [
             row
-            for row in self._in_place(bucket, prefix)
+            for row in self._narrowed(Filter(bucket, prefix, where))
             if (states is None or row.state in states) and (after is None or _place(row.ref) > _place(after))
         ]
         return sorted(rows, key=lambda row: _place(row.ref))[:limit]
 
     async def counts(self, *, bucket: str | None = None, prefix: str = "") -> dict[RowState, int]:
-        return dict(Counter(row.state for row in self._in_place(bucket, prefix)))
+        return dict(Counter(row.state for row in self._narrowed(Filter(bucket, prefix))))
 
     async def unpublished(self, limit: int = 1000) -> list[ImageRow]:
         owing = [row for row in self._images.values() if not row.is_published]
@@ -191,9 +192,8 @@ class MemoryMetadataStore:
     async def close(self) -> None:
         pass
 
-    def _in_place(self, bucket: str | None, prefix: str) -> Iterator[ImageRow]:
-        narrow = Filter(bucket, prefix)
-        return (row for row in self._images.values() if narrow.matches(row.ref))
+    def _narrowed(self, narrow: Filter) -> Iterator[ImageRow]:
+        return (row for row in self._images.values() if narrow.matches(row))
 
     def _unfinished(self) -> list[Job]:
         unfinished = [job for job in self._jobs.values() if job.state in (JobState.QUEUED, JobState.RUNNING)]

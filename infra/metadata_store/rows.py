@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from sqlalchemy import ColumnElement, Row, and_
+from sqlalchemy import Row
 
 from infra.metadata_store.interface import ImageRow, Job, ModelRow
 from schemas.events import OutcomeEvents, ReasonCode
 from schemas.identity import ContentHash, ModelFingerprint, ObjectRef
-from schemas.tables import JobState, ModelState, RowState, images
+from schemas.tables import JobState, ModelState, RowState
 
 Values = dict[str, Any]
 
@@ -18,19 +18,6 @@ Values = dict[str, Any]
 def key_bytes(key: str) -> bytes:
     # Surrogates stand for bytes that were not UTF-8 on their way in; identity.py keeps such keys apart in the same way.
     return key.encode("utf-8", "surrogatepass")
-
-
-def in_place(bucket: str | None, prefix: str) -> ColumnElement[bool]:
-    """Rows of this bucket (None: of any) whose key starts with these bytes, as a range that an index can answer."""
-    parts: list[ColumnElement[bool]] = []
-    if bucket is not None:
-        parts.append(images.c.bucket == bucket)
-    if prefix:
-        first = key_bytes(prefix)
-        parts.append(images.c.object_key >= first)
-        # No byte of UTF-8 is 0xFF, so the last one can always be raised.
-        parts.append(images.c.object_key < first[:-1] + bytes([first[-1] + 1]))
-    return and_(True, *parts)
 
 
 def image_values(row: ImageRow) -> Values:

@@ -1,4 +1,4 @@
-"""Filter expressions of the vector store. Every literal in one goes through `literal`."""
+"""Filters as expressions of the vector store. Every text in one goes through `literal`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 import re
 from collections.abc import Iterable
 
-from schemas.filter import Filter, next_prefix
+from schemas.filter import Between, Condition, Filter, FilterGroup, OneOf, StartsWith
 from schemas.identity import ObjectId
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
@@ -27,17 +27,75 @@ def literal(text: str) -> str:
 
 
 def narrowed(narrow: Filter) -> str:
-    """Empty when nothing is left out."""
+    """Empty when nothing is left out.
+
+    A key with bytes that are no UTF-8 is stored with U+FFFD in their place, and is narrowed as if it were so: only a row can
+    tell. Each part that has parts of its own is bracketed, so that no rule of precedence matters.
+    """
     parts = []
     if narrow.bucket is not None:
         parts.append(f"bucket == {literal(narrow.bucket)}")
     if narrow.prefix:
-        prefix = stored_text(narrow.prefix)
-        parts.append(f"key >= {literal(prefix)}")
-        above = next_prefix(prefix)
-        if above is not None:
-            parts.append(f"key < {literal(above)}")
+        parts.append(_starts_with(narrow.prefix))
+    if narrow.where is not None:
+        parts.append(_in_group(narrow.where))
     return " and ".join(parts)
+
+
+def _in_group(group: FilterGroup) -> str:
+    parts = [_holds(clause) for clause in group.must]
+    if group.should:
+        parts.append(f"({' or '.join(_holds(clause) for clause in group.should)})")
+    parts += [f"not ({_holds(clause)})" for clause in group.must_not]
+    return f"({' and '.join(parts)})"
+
+
+def _holds(clause: Condition | FilterGroup) -> str:
+    if isinstance(clause, FilterGroup):
+        return _in_group(clause)
+    match clause.test:
+        case OneOf(values):
+            return f"{clause.field} in [{', '.join(_written(value) for value in values)}]"
+        case StartsWith(prefix):
+            return f"({_starts_with(prefix)})"
+        case Between() as bounds:
+            return f"({_between(clause.field, bounds)})"
+
+
+def _written(value: str | int | bytes) -> str:
+    match value:
+        case int():
+            return str(value)
+        case bytes():
+            return literal(value.hex())
+        case str():
+            return literal(value)
+
+
+def _between(field: str, bounds: Between) -> str:
+    compared = {">": bounds.gt, ">=": bounds.gte, "<": bounds.lt, "<=": bounds.lte}
+    return " and ".join(f"{field} {sign} {bound}" for sign, bound in compared.items() if bound is not None)
+
+
+def _starts_with(prefix: str) -> str:
+    first = stored_text(prefix)
+    above = next_prefix(first)
+    return f"key >= {literal(first)}" + ("" if above is None else f" and key < {literal(above)}")
+
+
+def next_prefix(prefix: str) -> str | None:
+    """The least text above every text that starts with `prefix`; None when there is none.
+
+    `key >= prefix and key < next_prefix(prefix)` is how both stores are asked for a prefix: LIKE would need escaping, and
+    Milvus 2.3 knows only a part of it. Code points above the surrogates keep UTF-8's order.
+    """
+    for position in range(len(prefix) - 1, -1, -1):
+        code = ord(prefix[position])
+        if code == 0x10FFFF:
+            continue
+        following = 0xE000 if code == 0xD7FF else code + 1
+        return prefix[:position] + chr(following)
+    return None
 
 
 def one_of(ids: Iterable[ObjectId]) -> str:

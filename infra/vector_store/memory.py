@@ -65,7 +65,7 @@ class MemoryVectorStore:
         hits = [
             VectorHit(row.object_id, row.content_hash, float(np.dot(_unit(row.vector), direction)))
             for row in collection.rows.values()
-            if narrow.matches(row.ref)
+            if narrow.matches(row)
         ]
         return sorted(hits, key=lambda hit: -hit.similarity)[:limit]
 

@@ -28,7 +28,7 @@ async def events(request: web.Request) -> web.StreamResponse:
     parameters = parse(EventParameters, query_of(request))
     # A browser that reconnects repeats its first URL: what it has seen since stands in the header.
     cursor = request.headers.get(LAST_EVENT_ID_HEADER) or parameters.cursor
-    wanted = FeedFilter(parameters.type, parameters.narrow)
+    wanted = FeedFilter(parameters.type, parameters.place)
     async with request.app[FEED].open(cursor, wanted, follow=parameters.follow) as feed:
         response = web.StreamResponse(
             headers={

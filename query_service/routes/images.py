@@ -41,6 +41,7 @@ async def list_images(request: web.Request) -> web.Response:
     rows = await request.app[METADATA].list_rows(
         bucket=parameters.bucket,
         prefix=parameters.prefix,
+        where=parameters.filter,
         states=_LIVE_STATES if parameters.state is None else (parameters.state,),
         after=None if parameters.cursor is None else page_start(parameters.cursor),
         limit=limit + 1,
@@ -134,7 +135,7 @@ ENDPOINTS = (
         "Objects that are indexed, failed or ignored",
         ImagePage,
         parameters=ListParameters,
-        errors=(ErrorCode.INVALID_CURSOR, ErrorCode.STORE_UNAVAILABLE),
+        errors=(ErrorCode.INVALID_CURSOR, ErrorCode.INVALID_FILTER, ErrorCode.STORE_UNAVAILABLE),
     ),
     Endpoint(
         "GET",

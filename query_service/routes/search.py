@@ -73,6 +73,7 @@ ENDPOINTS = (
         parameters=SearchParameters,
         errors=(
             *PICTURE_ERRORS,
+            ErrorCode.INVALID_FILTER,
             ErrorCode.INVALID_WAIT_FOR,
             ErrorCode.WAIT_TIMEOUT,
             ErrorCode.TOO_MANY_REQUESTS,
@@ -91,6 +92,7 @@ ENDPOINTS = (
             ErrorCode.INVALID_ID,
             ErrorCode.IMAGE_NOT_FOUND,
             ErrorCode.IMAGE_NOT_INDEXED,
+            ErrorCode.INVALID_FILTER,
             ErrorCode.TOO_MANY_REQUESTS,
             ErrorCode.STORE_UNAVAILABLE,
         ),

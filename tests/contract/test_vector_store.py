@@ -187,7 +187,7 @@ async def test_a_search_is_narrowed_to_bucket_and_prefix(store: VectorStore, nam
     rows = {place: row_of(place[1], number, place[0]) for number, place in enumerate(places)}
     await store.upsert(name, list(rows.values()))
     for narrow in (Filter("images"), Filter(prefix="a/"), Filter("images", "a/"), Filter("nowhere"), Filter()):
-        expected = {row.object_id for row in rows.values() if narrow.matches(row.ref)}
+        expected = {row.object_id for row in rows.values() if narrow.matches(row)}
         assert await found(store, name, narrow=narrow) == expected
 
 

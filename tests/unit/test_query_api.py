@@ -19,6 +19,7 @@ from query_service.endpoint import parse, unique
 from query_service.errors import RequestRefused, refusal_of
 from query_service.openapi import document
 from schemas.api import (
+    FILTER_EXAMPLES,
     ErrorCode,
     EventParameters,
     ImageParameters,
@@ -145,11 +146,25 @@ def test_every_reference_leads_somewhere() -> None:
 
 
 def test_every_parameter_is_described_with_its_bounds() -> None:
-    search = {parameter["name"]: parameter["schema"] for parameter in OPENAPI["paths"]["/v1/search"]["post"]["parameters"]}
-    assert search.keys() == {"limit", "min_score", "bucket", "prefix", "wait_for"}
+    parameters = OPENAPI["paths"]["/v1/search"]["post"]["parameters"]
+    search = {parameter["name"]: parameter.get("schema") for parameter in parameters}
+    assert search.keys() == {"limit", "min_score", "bucket", "prefix", "filter", "wait_for"}
     assert (search["limit"]["minimum"], search["limit"]["maximum"], search["limit"]["type"]) == (1, 500, "integer")
     similar = OPENAPI["paths"]["/v1/images/{id}/similar"]["get"]["parameters"]
     assert {parameter["name"]: parameter["in"] for parameter in similar}["id"] == "path"
+
+
+def test_a_filter_is_described_as_json_with_examples() -> None:
+    reference = {"$ref": "#/components/schemas/FilterGroup"}
+    for method, path in (("post", "/v1/search"), ("get", "/v1/images"), ("get", "/v1/images/{id}/similar")):
+        parameters = {parameter["name"]: parameter for parameter in OPENAPI["paths"][path][method]["parameters"]}
+        written = parameters["filter"]["content"]["application/json"]
+        assert written["schema"] == reference
+        assert [example["value"] for example in written["examples"].values()] == FILTER_EXAMPLES
+    form = OPENAPI["paths"]["/v1/search"]["post"]["requestBody"]["content"]["multipart/form-data"]
+    assert form["schema"]["properties"]["filter"] == reference
+    assert form["encoding"]["filter"] == {"contentType": "application/json"}
+    assert OPENAPI["components"]["schemas"]["FilterGroup"]["properties"]["must"]["minItems"] == 1
 
 
 def test_every_error_code_of_an_endpoint_is_under_its_status() -> None:

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from infra.errors import ConfigurationError, ImageRejected
-from infra.metadata_store.interface import ImageRow
+from infra.metadata_store.interface import ImageRow, RowWrite
 from infra.metadata_store.memory import MemoryMetadataStore
 from infra.vector_store.memory import MemoryVectorStore
 from processors.embedding.active_model import active_model
@@ -22,7 +22,8 @@ from schemas.filter import Filter
 from schemas.identity import ModelFingerprint, ObjectId, ObjectRef
 from schemas.tables import RowState
 from schemas.vectors import Vector, VectorHit
-from tests.query_world import BUCKET, FINGERPRINT, QueryWorld, active, picture, score_between
+from tests.filters import group_of
+from tests.query_world import BUCKET, FINGERPRINT, PUT_TIME_US, QueryWorld, active, picture, score_between
 
 
 @pytest.fixture
@@ -107,15 +108,21 @@ async def test_fetching_more_has_a_bound(world: QueryWorld, monkeypatch: pytest.
     assert len(asked) == search_module.FETCHES
 
 
+WIDE = group_of(
+    {"must": [{"field": "width", "range": {"gte": 40}}], "must_not": [{"field": "format", "match": {"value": "png"}}]}
+)
+
+
+@pytest.mark.parametrize("narrow", [Filter(), Filter(where=WIDE)])
 @pytest.mark.parametrize("limit", [1, 10, 1000])
-async def test_one_sql_query_whatever_the_limit(limit: int) -> None:
+async def test_one_sql_query_whatever_the_limit(limit: int, narrow: Filter) -> None:
     world = QueryWorld()
     world.metadata = metadata = CountingMetadata()
     await world.start()
     for number in range(150):
         await world.put(str(number), number)
     metadata.queries = 0
-    await world.searcher().by_picture(picture(0), SearchRequest(limit=limit))
+    await world.searcher().by_picture(picture(0), SearchRequest(limit=limit, narrow=narrow))
     assert metadata.queries == 1
 
 
@@ -131,6 +138,19 @@ async def test_bucket_and_prefix_narrow(world: QueryWorld) -> None:
     await world.put("a/1", 2, bucket="other")
     assert await keys_found(world, 0, SearchRequest(10, narrow=Filter(BUCKET, "a/"))) == ["a/1"]
     assert await keys_found(world, 0, SearchRequest(10, narrow=Filter(None, "b"))) == ["b/1"]
+
+
+async def test_a_filter_narrows_and_the_row_has_the_last_word(world: QueryWorld) -> None:
+    for key in ("a", "b", "c"):
+        await world.put(key, 0)
+    not_b = group_of({"must_not": [{"field": "key", "match": {"value": "b"}}]})
+    assert await keys_found(world, 0, SearchRequest(10, narrow=Filter(where=not_b))) == ["a", "c"]
+    # The same bytes put again later: the row has it already, the vector not yet.
+    row = (await world.metadata.rows([ObjectRef(BUCKET, "a").object_id]))[ObjectRef(BUCKET, "a").object_id]
+    later = replace(row, generation=row.generation + 1, put_time_us=PUT_TIME_US + 1)
+    await world.metadata.write([RowWrite(later, row.generation, frozenset({FINGERPRINT}))])
+    before = group_of({"must": [{"field": "put_time", "range": {"lt": "2023-11-14T22:13:20.123457Z"}}]})
+    assert await keys_found(world, 0, SearchRequest(10, narrow=Filter(where=before))) == ["b", "c"]
 
 
 async def test_what_is_no_picture_is_rejected(world: QueryWorld) -> None:

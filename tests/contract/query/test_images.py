@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 from schemas.api import ErrorCode
 from schemas.events import ReasonCode
 from schemas.identity import ObjectRef
@@ -41,6 +43,18 @@ async def test_images_by_state_bucket_and_prefix(world: QueryWorld, client: Clie
     assert await listed(state="failed") == [(BUCKET, "a/bad", "failed")]
     assert await listed(state="deleted") == [(BUCKET, "a/gone", "deleted")]
     assert await listed(bucket="other") == [("other", "a/2", "indexed")]
+
+
+async def test_images_by_filter_in_pages(world: QueryWorld, client: Client) -> None:
+    for name in ("a/1", "b/1", "a/2", "b/2", "a/3"):
+        await world.put(name, 0)
+    await world.set_row(ObjectRef(BUCKET, "a/bad"), b"", state=RowState.FAILED, reason=ReasonCode.EMPTY_OBJECT)
+    a, large = {"field": "key", "match": {"prefix": "a/"}}, {"field": "size", "range": {"gt": 0}}
+    parameters = {"filter": json.dumps({"must": [a, large]}), "bucket": BUCKET, "limit": "2"}
+    first = await (await client.get("/v1/images", params=parameters)).json()
+    second = await (await client.get("/v1/images", params={**parameters, "cursor": first["next"]})).json()
+    assert [[image["key"] for image in page["images"]] for page in (first, second)] == [["a/1", "a/2"], ["a/3"]]
+    assert second["next"] is None
 
 
 async def test_one_image(world: QueryWorld, client: Client) -> None:

@@ -17,6 +17,7 @@ from query_service.keys import SEARCHES
 from schemas.api import ErrorCode
 from schemas.events import ReasonCode
 from schemas.identity import ObjectRef
+from tests.filters import NASTY_KEYS
 from tests.query_http import MAX_BYTES, Client, keys_of, refused, running
 from tests.query_world import BUCKET, QueryWorld, decode, picture
 
@@ -51,6 +52,41 @@ async def test_parameters_as_form_fields(world: QueryWorld, client: Client) -> N
     response = await client.post("/v1/search", data=form(limit=2, prefix="a/", file=picture(4)))
     answer = await response.json()
     assert (keys_of(answer), answer["limit"]) == (["a/4", "a/3"], 2)
+
+
+async def test_a_filter_in_the_form_and_in_the_query(world: QueryWorld, client: Client) -> None:
+    for number, key in enumerate(NASTY_KEYS):
+        await world.put(key, number)
+    for key in NASTY_KEYS[:-3]:
+        only = json.dumps({"must": [{"field": "key", "match": {"value": key}}]})
+        for sent in (
+            client.post("/v1/search", data=form(file=picture(0), filter=only)),
+            client.post("/v1/search", data=picture(0), params={"filter": only}),
+            client.get(f"/v1/images/{ObjectRef(BUCKET, NASTY_KEYS[-1]).object_id.hex()}/similar", params={"filter": only}),
+        ):
+            assert keys_of(await (await sent).json()) == [key]
+    none = json.dumps({"must": [{"field": "bucket", "match": {"value": BUCKET}}]})
+    response = await client.post("/v1/search", data=form(file=picture(0), filter=none, bucket="elsewhere"))
+    assert keys_of(await response.json()) == []
+
+
+async def test_a_part_of_the_form_that_says_it_is_json(world: QueryWorld, client: Client) -> None:
+    await world.put("a.jpg", 0)
+    data = form(file=picture(0))
+    large = json.dumps({"must": [{"field": "width", "range": {"gt": 40}}]})
+    data.add_field("filter", large, content_type="application/json")
+    assert keys_of(await (await client.post("/v1/search", data=data)).json()) == []
+
+
+async def test_a_wrong_filter(client: Client) -> None:
+    wrong = json.dumps({"must": [{"field": "widht", "range": {"gt": 40}}]})
+    for sent in (
+        client.post("/v1/search", params={"filter": wrong}),
+        client.post("/v1/search", data=form(file=picture(0), filter=wrong)),
+        client.get("/v1/images", params={"filter": wrong}),
+    ):
+        error = await refused(await sent, ErrorCode.INVALID_FILTER)
+        assert error["details"]["parameters"][0]["at"] == "must.0"
 
 
 async def test_a_parameter_in_form_and_query_is_refused(client: Client) -> None:
