@@ -29,6 +29,12 @@ def described(profile: str) -> str:
     return _DESCRIBED[profile]
 
 
+def require_possible(profile: str, settings: StackSettings) -> None:
+    """Raises ConfigurationError for what this profile cannot do."""
+    if settings.stack_tls and profile != FULL:
+        raise ConfigurationError("IMAGE_SEARCH_STACK_TLS is for --profile full: start that one, or set it to false")
+
+
 def ports_taken(profile: str, settings: StackSettings) -> dict[str, int]:
     """The ports that a stack of this profile listens on, by the name of their setting."""
     more_workers = {f"processor_port + {more}": port for more, port in enumerate(settings.processor_ports()) if more}
@@ -46,8 +52,6 @@ async def prepare(
 
     Raises DownloadFailed and ProgramFailed, and ConfigurationError for a server that must be installed first.
     """
-    if settings.stack_tls and folder.profile != FULL:
-        raise ConfigurationError("IMAGE_SEARCH_STACK_TLS is for --profile full: start that one, or set it to false")
     # A thread cannot be cancelled, and the program does not end before its threads: they are told.
     given_up = threading.Event()
     try:

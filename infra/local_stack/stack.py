@@ -51,6 +51,7 @@ async def running(
 
     Raises ConfigurationError (a port or the data is in use), DownloadFailed and ProgramFailed.
     """
+    servers.require_possible(folder.profile, settings)
     with folder.locked():
         for name in end_leftovers(folder.processes_file):
             reporter.warn(f"{name} was left over from a stack that was killed, and is ended")
