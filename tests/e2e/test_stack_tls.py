@@ -22,7 +22,7 @@ from infra.local_stack import servers
 from infra.local_stack.certificates import Certificates
 from infra.local_stack.folder import Credentials, StackFolder
 from infra.metadata_store import upgrade_schema
-from infra.settings import CommonSettings, StackSettings
+from infra.settings import ENV_PREFIX, CommonSettings, StackSettings
 from schemas.identity import RESERVED_PREFIX, ContentHash, ObjectRef
 from schemas.topics import OBJECT_NOTIFICATIONS, OBJECTS, OUTCOMES, PROCESSOR_GROUP, RELAY_GROUP, Topic
 from schemas.vectors import VectorRow
@@ -94,6 +94,21 @@ def test_a_picture_is_found_and_lost_again_and_the_stores_agree(encrypted: Encry
 def test_every_service_and_the_canary_are_well(encrypted: Encrypted) -> None:
     status = json.loads(encrypted.deployment.stack.run("status", "--json").stdout)
     assert status["well"], status
+
+
+@pytest.mark.parametrize("command", [("verify",), ("scan", "--prefix", "tls/")], ids=" ".join)
+def test_the_bridges_account_does_for_the_commands(encrypted: Encrypted, command: tuple[str, ...]) -> None:
+    settings = encrypted.settings["bridge"]
+    own = {
+        f"{ENV_PREFIX}S3_ACCESS_KEY": settings.s3_access_key,
+        f"{ENV_PREFIX}S3_SECRET_KEY": settings.s3_secret_key.get_secret_value(),
+        f"{ENV_PREFIX}KAFKA_USERNAME": settings.kafka_username,
+        f"{ENV_PREFIX}KAFKA_PASSWORD": settings.kafka_password.get_secret_value(),
+        f"{ENV_PREFIX}MILVUS_TOKEN": settings.milvus_token.get_secret_value(),
+        f"{ENV_PREFIX}DATABASE_URL": settings.database_url.get_secret_value(),
+    }
+    stack = encrypted.deployment.stack
+    FullStack(stack.process, stack.state_dir, {**stack.environment, **own}, stack.log).run(*command)
 
 
 # -- who does not belong is refused, and told what may be wrong ---------------------------------------------------------

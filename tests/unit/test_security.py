@@ -6,7 +6,6 @@ import re
 import ssl
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
 
 import faust
 import pytest
@@ -63,7 +62,7 @@ def test_every_kafka_client_is_made_with_certificate_and_password(made: Certific
 async def test_the_workers_consumer_is_made_with_the_same(given: dict[str, str], protocol: str | None, tmp_path: Path) -> None:
     settings = ProcessorSettings.model_validate({**given, "processor_data_dir": tmp_path})
 
-    async def nothing(_events: Any) -> None: ...  # noqa: ANN401 - never called
+    async def nothing(_events: object, _is_ours: object) -> None: ...
 
     app = make_app(settings, Batcher(nothing, batch_size=1, batches_in_flight=1, queue_events=1))
     credentials = app.conf.broker_credentials
