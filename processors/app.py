@@ -169,6 +169,8 @@ async def _parts(
         broker = await kafka.connect(settings)
         stack.push_async_callback(broker.close)
         await until_done(metadata.check, on_wait=_say_waiting)
+        # Faust would end the process, and say less of a broker that is not there or does not let us in.
+        await until_done(broker.check, on_wait=_say_waiting)
         description = chosen(settings)
         asked = fingerprint(description, settings.model_precision)
         model = await until_done(lambda: active_model(metadata, asked, description.name), on_wait=_say_waiting)

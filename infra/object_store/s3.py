@@ -284,9 +284,7 @@ def _translate(error: Exception, timeout_seconds: float) -> ImageSearchError:
         case TimeoutError():
             return store_error(STORE_NAME, f"no answer within {timeout_seconds:g} s")
         case aiohttp.ClientConnectorCertificateError():
-            return store_error(
-                STORE_NAME, "its certificate is of another CA (IMAGE_SEARCH_S3_CA_FILE) or for another host"
-            )
+            return store_error(STORE_NAME, "its certificate is of another CA (IMAGE_SEARCH_S3_CA_FILE) or for another host")
         case aiohttp.ClientError() | OSError():
             return store_error(STORE_NAME, f"the connection failed ({type(error).__name__})")
         case MinioException() | ParseError() | ValueError() | KeyError():

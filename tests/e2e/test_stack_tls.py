@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import time
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,18 +21,19 @@ from sqlalchemy.exc import OperationalError
 from infra import kafka, metadata_store, object_store, vector_store
 from infra.errors import ObjectGone, StoreRefused, StoreUnavailable
 from infra.kafka.interface import Message
-from infra.local_stack import servers
+from infra.local_stack import ports, servers
 from infra.local_stack.certificates import Certificates
 from infra.local_stack.folder import Credentials, StackFolder
 from infra.metadata_store import upgrade_schema
-from infra.settings import ENV_PREFIX, CommonSettings, StackSettings
+from infra.settings import ENV_PREFIX, CommonSettings, ProcessorSettings, StackSettings
 from schemas.identity import RESERVED_PREFIX, ContentHash, ObjectRef
 from schemas.topics import OBJECT_NOTIFICATIONS, OBJECTS, OUTCOMES, PROCESSOR_GROUP, RELAY_GROUP, Topic
 from schemas.vectors import VectorRow
 from tests.conftest import require_full_servers
+from tests.deployment import environment_of
 from tests.e2e.conftest import Deployment
 from tests.pictures import edited_copy, jpeg
-from tests.stack import FullStack
+from tests.stack import IMAGE_SEARCH, FullStack
 
 READERS = ("bridge", "worker", "query")
 OTHER_SECRET = "another-secret"
@@ -58,10 +62,10 @@ def encrypted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Encrypted]:
     other = Certificates(base / "other")
     other.prepare()
     with FullStack.running(base, arguments=("--profile", "full"), IMAGE_SEARCH_STACK_TLS="true") as stack:
-        folder, ports = StackFolder(stack.state_dir, "full"), stack.settings(StackSettings)
+        folder, stack_settings = StackFolder(stack.state_dir, "full"), stack.settings(StackSettings)
         credentials = Credentials.of(folder)
-        shared = servers.addresses(folder, ports, credentials)
-        accounts = {"admin": {}, **servers.service_accounts(folder, ports, credentials)}
+        shared = servers.addresses(folder, stack_settings, credentials)
+        accounts = {"admin": {}, **servers.service_accounts(folder, stack_settings, credentials)}
         settings = {name: CommonSettings.model_validate({**shared, **own}) for name, own in accounts.items()}
         variables = stack.variables()
         s3 = boto3.client(
@@ -135,6 +139,31 @@ async def test_kafka_lets_nobody_else_in(encrypted: Encrypted, changes: dict[str
     with pytest.raises(StoreUnavailable, match=f"no way in.*{said}"):
         await broker.check()
     await broker.close()
+
+
+def test_a_worker_with_a_wrong_password_says_so_and_waits(encrypted: Encrypted, tmp_path: Path) -> None:
+    given = encrypted.settings["worker"]
+    settings = ProcessorSettings.model_validate(
+        {
+            **{name: getattr(given, name) for name in CommonSettings.model_fields},
+            "kafka_password": OTHER_SECRET,
+            "processor_port": ports.find_free(1)[0],
+            "processor_data_dir": tmp_path,
+        }
+    )
+    log = tmp_path / "worker.log"
+    with log.open("wb") as output:
+        environment = {**os.environ, **environment_of(settings)}
+        worker = subprocess.Popen([IMAGE_SEARCH, "worker"], env=environment, stdout=output, stderr=output, cwd=tmp_path)
+    try:
+        deadline = time.monotonic() + 120
+        while "does not take this user or password" not in log.read_text():
+            assert worker.poll() is None and time.monotonic() < deadline, log.read_text()
+            time.sleep(0.2)
+        assert OTHER_SECRET not in log.read_text()
+    finally:
+        worker.kill()
+        worker.wait()
 
 
 @pytest.mark.parametrize(
