@@ -125,7 +125,7 @@ def _translated(error: Exception, address: Address) -> ImageSearchError:
     if isinstance(error, (ParamError, DataNotMatchException)):
         return PermanentError("the vector store's client refuses what it was given")
     if isinstance(error, grpc.RpcError) and error.code() is grpc.StatusCode.PERMISSION_DENIED:
-        return StoreUnavailable(STORE, "it denies this to our user: give it the rights of infra/deploy/policies/milvus")
+        return store_error(STORE, "it denies this to our user: give it the rights of infra/deploy/policies/milvus")
     code = error.code if isinstance(error, MilvusException) else None
     if code == _NOT_CONNECTED:
         return NoWayIn(address)
