@@ -12,7 +12,7 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import Field, SecretStr, ValidationError, model_validator
+from pydantic import BeforeValidator, Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from infra.errors import ConfigurationError
@@ -27,6 +27,8 @@ Names = Annotated[tuple[str, ...], NoDecode]
 """A tuple that is written as one comma-separated value."""
 Numbers = Annotated[tuple[float, ...], NoDecode]
 """The same of numbers."""
+OptionalFile = Annotated[Path | None, BeforeValidator(lambda value: value or None)]
+"""Empty is none: that is how an environment takes back what a file of settings gave."""
 
 
 def _cache_dir() -> Path:
@@ -68,10 +70,28 @@ class CommonSettings(_Settings):
     s3_access_key: str = Field("", description="Access key of the object store.")
     s3_secret_key: SecretStr = Field(SecretStr(""), description="Secret key of the object store.")
     s3_region: str = Field("us-east-1", description="Region that requests are signed for.")
+    s3_ca_file: OptionalFile = Field(
+        None, description="CA that the store's certificate must be of, as PEM; unset: what the system trusts. For https only."
+    )
     s3_timeout_seconds: float = Field(30.0, gt=0, description="Longest wait for one object store call.")
     s3_connections: int = Field(32, ge=1, le=1024, description="Open connections to the object store at once, for a process.")
 
     kafka_bootstrap: Names = Field(("127.0.0.1:9092",), description="Brokers, host:port, comma-separated.")
+    kafka_security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = Field(
+        "PLAINTEXT",
+        description="What the brokers speak, in Kafka's words. SSL is TLS; SASL is by user and password. "
+        "With SASL_PLAINTEXT anybody in between reads what is sent.",
+    )
+    kafka_ca_file: OptionalFile = Field(
+        None, description="CA that the brokers' certificates must be of, as PEM; unset: what the system trusts."
+    )
+    kafka_certificate_file: OptionalFile = Field(None, description="Our own certificate, as PEM, for brokers that ask for one.")
+    kafka_key_file: OptionalFile = Field(None, description="Key of our own certificate, as PEM.")
+    kafka_sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] = Field(
+        "SCRAM-SHA-512", description="How user and password are shown to the brokers."
+    )
+    kafka_username: str = Field("", description="User at the brokers.")
+    kafka_password: SecretStr = Field(SecretStr(""), description="Password of that user.")
     kafka_topic_prefix: str = Field(
         "", pattern=r"^[A-Za-z0-9._-]{0,64}$", description="Put before each topic and consumer group."
     )
@@ -86,6 +106,12 @@ class CommonSettings(_Settings):
 
     milvus_uri: str = Field("http://127.0.0.1:19530", pattern=r"^https?://[^/]+$", description="Vector store, scheme and host.")
     milvus_token: SecretStr = Field(SecretStr(""), description="user:password of the vector store.")
+    milvus_ca_file: OptionalFile = Field(
+        None, description="CA that the store's certificate must be of, as PEM; unset: one that gRPC knows. For https only."
+    )
+    milvus_server_name: str = Field(
+        "", description="Name in the store's certificate, where it is not the host of milvus_uri. For https only."
+    )
     milvus_timeout_seconds: float = Field(10.0, gt=0, description="Longest wait for one vector store call.")
     milvus_collection_prefix: str = Field("", pattern=r"^[a-z0-9_]{0,32}$", description="Put before each collection's name.")
 
@@ -110,6 +136,31 @@ class CommonSettings(_Settings):
         # Only these stores' rules can be read, kept and written without loss.
         if not all(re.fullmatch(r"arn:(minio|rustfs):sqs:[^:]*:[^:]+:[a-z]+", arn) for arn in self.notification_arns):
             raise ValueError("notification_arns are of the form arn:minio:sqs::NAME:kafka (or rustfs)")
+        return self
+
+    @model_validator(mode="after")
+    def _nothing_meant_for_tls_goes_without_it(self) -> Self:
+        if self.s3_ca_file and not self.s3_endpoint.startswith("https:"):
+            raise ValueError("s3_ca_file is for an s3_endpoint with https")
+        if (self.milvus_ca_file or self.milvus_server_name) and not self.milvus_uri.startswith("https:"):
+            raise ValueError("milvus_ca_file and milvus_server_name are for a milvus_uri with https")
+        return self
+
+    @model_validator(mode="after")
+    def _kafka_security(self) -> Self:
+        if bool(self.kafka_certificate_file) != bool(self.kafka_key_file):
+            raise ValueError("kafka_certificate_file and kafka_key_file are needed together")
+        files = self.kafka_ca_file or self.kafka_certificate_file
+        if files and self.kafka_security_protocol not in ("SSL", "SASL_SSL"):
+            raise ValueError("kafka_ca_file and kafka_certificate_file are for kafka_security_protocol SSL or SASL_SSL")
+        given = bool(self.kafka_username), bool(self.kafka_password.get_secret_value())
+        if any(given) and not self.kafka_security_protocol.startswith("SASL_"):
+            raise ValueError(
+                "kafka_username and kafka_password are for kafka_security_protocol SASL_SSL "
+                "(or, where everybody in between may listen, SASL_PLAINTEXT)"
+            )
+        if self.kafka_security_protocol.startswith("SASL_") and not all(given):
+            raise ValueError(f"kafka_security_protocol {self.kafka_security_protocol} needs kafka_username and kafka_password")
         return self
 
 
@@ -313,6 +364,10 @@ class StackSettings(_Settings):
 
     mariadb_port: Port = Field(13306, description="Local MariaDB: clients.")
 
+    stack_tls: bool = Field(
+        False,
+        description="Profile full: TLS and passwords between all parts, an account for each service with only what it needs.",
+    )
     server_start_seconds: float = Field(180.0, gt=0, description="Longest time for a local server or service to become ready.")
 
     @model_validator(mode="before")

@@ -15,6 +15,7 @@ from typing import Any
 import faust
 import faust.streams
 import structlog
+from faust.auth import Credentials
 from mode import Service
 from mode.types.signals import BaseSignalT
 
@@ -22,6 +23,7 @@ from infra import kafka, metadata_store, object_store, vector_store
 from infra.errors import ConfigurationError, TransientError
 from infra.health import Check, HealthServer
 from infra.kafka.interface import Broker
+from infra.kafka.security import Security
 from infra.retry import until_done
 from infra.settings import ProcessorSettings
 from processors.decode_pool import DecodePool
@@ -52,6 +54,7 @@ def make_app(settings: ProcessorSettings, batcher: Batcher) -> faust.App:
     app = faust.App(
         settings.kafka_topic_prefix + PROCESSOR_GROUP,
         broker=[f"kafka://{address}" for address in settings.kafka_bootstrap],
+        broker_credentials=_credentials(Security.from_settings(settings)),
         autodiscover=False,
         broker_commit_interval=settings.commit_interval_seconds,
         broker_heartbeat_interval=settings.session_timeout_seconds / 3.5,
@@ -98,6 +101,17 @@ def make_app(settings: ProcessorSettings, batcher: Batcher) -> faust.App:
     app.on_before_shutdown.connect(finish, weak=False)
     app.on_partitions_revoked.connect(drop, weak=False)
     return app
+
+
+def _credentials(security: Security) -> Credentials | None:
+    if security.with_password:
+        return faust.SASLCredentials(
+            username=security.username,
+            password=security.password,
+            ssl_context=security.context,
+            mechanism=security.mechanism,
+        )
+    return None if security.context is None else faust.SSLCredentials(security.context)
 
 
 class Watchdog(Service):
@@ -155,6 +169,8 @@ async def _parts(
         broker = await kafka.connect(settings)
         stack.push_async_callback(broker.close)
         await until_done(metadata.check, on_wait=_say_waiting)
+        # Faust would end the process, and say less of a broker that is not there or does not let us in.
+        await until_done(broker.check, on_wait=_say_waiting)
         description = chosen(settings)
         asked = fingerprint(description, settings.model_precision)
         model = await until_done(lambda: active_model(metadata, asked, description.name), on_wait=_say_waiting)

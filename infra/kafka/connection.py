@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from aiokafka import AIOKafkaConsumer, errors  # type: ignore[import-untyped]  # aiokafka ships no types
 
 from infra.errors import StoreUnavailable
+from infra.kafka.security import Security
 from infra.metrics import store_error
 from infra.settings import CommonSettings
 from schemas.topics import Topic
@@ -25,10 +26,17 @@ class Connection:
     bootstrap: tuple[str, ...]
     prefix: str
     timeout_seconds: float
+    security: Security = field(default_factory=Security)
 
     @classmethod
     def from_settings(cls, settings: CommonSettings) -> Connection:
-        return cls(settings.kafka_bootstrap, settings.kafka_topic_prefix, settings.kafka_timeout_seconds)
+        """Raises ConfigurationError for a file of a certificate that cannot be used."""
+        return cls(
+            settings.kafka_bootstrap,
+            settings.kafka_topic_prefix,
+            settings.kafka_timeout_seconds,
+            Security.from_settings(settings),
+        )
 
     @property
     def options(self) -> dict[str, Any]:
@@ -37,6 +45,7 @@ class Connection:
             "bootstrap_servers": list(self.bootstrap),
             "client_id": "image-search",
             "request_timeout_ms": int(self.timeout_seconds * 1000),
+            **self.security.options,
         }
 
     def topic(self, topic: Topic) -> str:
@@ -55,7 +64,7 @@ class Connection:
             async with asyncio.timeout(self.timeout_seconds):
                 yield
         except errors.KafkaConnectionError as error:
-            raise store_error(STORE_NAME, f"nothing answers at {', '.join(self.bootstrap)}") from error
+            raise store_error(STORE_NAME, f"no way in at {', '.join(self.bootstrap)}: {self.security.doubts}") from error
         except errors.KafkaError as error:
             raise store_error(STORE_NAME, f"it answered {type(error).__name__}") from error
         except TimeoutError as error:

@@ -108,6 +108,14 @@ class Credentials:
     milvus_password: str
     kafka_cluster_id: str
     mariadb_password: str
+    kafka_password: str
+    minio_password: str
+    """Of MinIO at Kafka."""
+    bridge_password: str
+    worker_password: str
+    query_password: str
+    upgrade_password: str
+    """Of a service at every store; these are for a stack with TLS only, as is Kafka's."""
 
     @classmethod
     def of(cls, folder: StackFolder) -> Credentials:
@@ -118,6 +126,14 @@ class Credentials:
         if asdict(found) != stored:
             write_private(path, json.dumps(asdict(found), indent=1))
         return found
+
+    def password_of(self, service: str) -> str:
+        return {
+            "bridge": self.bridge_password,
+            "worker": self.worker_password,
+            "query": self.query_password,
+            "upgrade": self.upgrade_password,
+        }[service]
 
     @classmethod
     def _random(cls) -> Credentials:
@@ -130,6 +146,12 @@ class Credentials:
             # Kafka wants 16 bytes as 22 characters of URL-safe base64.
             kafka_cluster_id=secrets.token_urlsafe(16),
             mariadb_password=secrets.token_hex(16),
+            kafka_password=secrets.token_hex(16),
+            minio_password=secrets.token_hex(16),
+            bridge_password=secrets.token_hex(16),
+            worker_password=secrets.token_hex(16),
+            query_password=secrets.token_hex(16),
+            upgrade_password=secrets.token_hex(16),
         )
 
 

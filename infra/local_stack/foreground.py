@@ -142,6 +142,7 @@ def _guide(running: stack.Stack) -> str:
         program += f" --state-dir {folder.state_dir}"
     stack_file = _shown(folder.stack_file)
     bucket = services.buckets[0]
+    trust = "AWS_CA_BUNDLE=$CA_FILE " if services.s3_ca_file else ""
     return f"""\
   page      {running.query_url}/
   API       {running.query_url}/v1/  described by {running.query_url}/openapi.json
@@ -152,7 +153,7 @@ def _guide(running: stack.Stack) -> str:
   put       {program} put PICTURE.jpg
             or any S3 client:
             set -a; . {stack_file}; set +a
-            AWS_ACCESS_KEY_ID=$S3_ACCESS_KEY AWS_SECRET_ACCESS_KEY=$S3_SECRET_KEY \\
+            {trust}AWS_ACCESS_KEY_ID=$S3_ACCESS_KEY AWS_SECRET_ACCESS_KEY=$S3_SECRET_KEY \\
               aws --endpoint-url $S3_ENDPOINT s3 cp PICTURE.jpg s3://{bucket}/
   events    {program} events --follow
             curl -N {running.query_url}/v1/events

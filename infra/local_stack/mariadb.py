@@ -12,6 +12,8 @@ from pathlib import Path
 from urllib.parse import quote
 
 from infra.errors import ConfigurationError
+from infra.local_stack import policies
+from infra.local_stack.certificates import Certificates
 from infra.local_stack.folder import Credentials, write_private
 from infra.local_stack.program import Program
 from infra.local_stack.supervisor import ProgramFailed, run_to_end
@@ -90,11 +92,12 @@ async def _install(logs: Path, say: Callable[[str], None]) -> None:
             ) from None
 
 
-async def prepare(root: Path, credentials: Credentials, found: Programs, logs: Path) -> None:
+async def prepare(root: Path, settings: StackSettings, credentials: Credentials, found: Programs, logs: Path) -> None:
     """Make the data folder once, and what the server runs at each start. Raises ProgramFailed."""
     folder = root / "mariadb"
     folder.mkdir(parents=True, exist_ok=True)
-    write_private(folder / "init.sql", accounts(credentials))
+    statements = accounts(credentials) + (services_accounts(credentials) if settings.stack_tls else "")
+    write_private(folder / "init.sql", statements)
     if (folder / "data").exists():
         return
     # A whole folder or none: an interrupted one has some of the system's tables and never starts.
@@ -130,10 +133,25 @@ def accounts(credentials: Credentials) -> str:
     )
 
 
-def url(settings: StackSettings, credentials: Credentials) -> str:
-    return (
-        f"mysql+aiomysql://{USER}:{quote(credentials.mariadb_password, safe='')}@127.0.0.1:{settings.mariadb_port}/{DATABASE}"
-    )
+def services_accounts(credentials: Credentials) -> str:
+    """As `accounts`: one for each service, by TLS only, with what its policy says and nothing else."""
+    lines = []
+    for service in policies.SERVICES:
+        password = credentials.password_of(service)
+        lines += [
+            f"CREATE USER IF NOT EXISTS '{service}'@'%' IDENTIFIED BY '{password}' REQUIRE SSL;",
+            f"REVOKE ALL PRIVILEGES, GRANT OPTION FROM '{service}'@'%';",
+            *policies.database(service),
+        ]
+    return "".join(f"{line}\n" for line in lines)
+
+
+def url(root: Path, settings: StackSettings, credentials: Credentials, *, service: str | None = None) -> str:
+    """For a service, or for who may do everything with this database."""
+    user, password = (service, credentials.password_of(service)) if service else (USER, credentials.mariadb_password)
+    certificates = Certificates.of(root, settings)
+    tls = f"?ssl_ca={quote(str(certificates.ca))}" if certificates else ""
+    return f"mysql+aiomysql://{user}:{quote(password, safe='')}@127.0.0.1:{settings.mariadb_port}/{DATABASE}{tls}"
 
 
 def _as_root() -> tuple[str, ...]:
@@ -144,8 +162,13 @@ def _as_root() -> tuple[str, ...]:
     return ("--user=root",) if os.geteuid() == 0 else ()
 
 
+def _tls(certificates: Certificates) -> tuple[str, ...]:
+    return (f"--ssl-cert={certificates.server}", f"--ssl-key={certificates.key}", "--require-secure-transport=ON")
+
+
 def program(root: Path, settings: StackSettings, credentials: Credentials, found: Programs) -> Program:
     folder = root / "mariadb"
+    certificates = Certificates.of(root, settings)
     return Program(
         name="mariadb",
         command=(
@@ -165,8 +188,9 @@ def program(root: Path, settings: StackSettings, credentials: Credentials, found
             "--performance-schema=OFF",
             f"--tmpdir={folder}",
             f"--init-file={folder / 'init.sql'}",
+            *(_tls(certificates) if certificates else ()),
         ),
         working_dir=folder,
-        ready=lambda: probe(url(settings, credentials), timeout_seconds=PROBE_SECONDS),
+        ready=lambda: probe(url(root, settings, credentials), timeout_seconds=PROBE_SECONDS),
         start_seconds=settings.server_start_seconds,
     )

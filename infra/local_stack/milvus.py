@@ -13,20 +13,20 @@ import re
 import shutil
 import threading
 from collections.abc import Callable, Mapping
-from contextlib import AbstractAsyncContextManager
-from http import HTTPStatus
+from contextlib import suppress
 from importlib import metadata, resources
 from pathlib import Path
-from typing import Any
 
-import aiohttp
-
-from infra.errors import ConfigurationError
+from infra.errors import ConfigurationError, ImageSearchError, StoreUnavailable
+from infra.local_stack.certificates import Certificates
 from infra.local_stack.folder import Credentials
 from infra.local_stack.program import NotReady, Program
 from infra.local_stack.supervisor import ProgramFailed
 from infra.settings import StackSettings
 from infra.vector_store.accounts import change_password
+from infra.vector_store.address import Address
+from infra.vector_store.calls import NoWayIn
+from infra.vector_store.probe import probe
 
 USER = "root"
 FIRST_PASSWORD = "Milvus"  # noqa: S105 - what every new Milvus has; changed before anything else starts
@@ -36,7 +36,6 @@ ADDRESS_NOTICE = (
 )
 _PLACEHOLDER = re.compile(r"\{\{\s*(\w+)\s*(?:\(\w+\))?\s*(?::\s*([^}]*?))?\s*\}\}")
 PROBE_TIMEOUT_SECONDS = 4.0
-PROBE_TIMEOUT = aiohttp.ClientTimeout(total=PROBE_TIMEOUT_SECONDS)
 _ROLES = ("PROXY", "ROOTCOORD", "QUERYCOORD", "QUERYNODE", "INDEXNODE", "DATACOORD", "DATANODE")
 
 
@@ -115,6 +114,12 @@ def render(template: str, values: Mapping[str, object]) -> str:
     return text
 
 
+def address(root: Path, settings: StackSettings) -> Address:
+    certificates = Certificates.of(root, settings)
+    scheme = "https" if certificates else "http"
+    return Address(f"{scheme}://127.0.0.1:{settings.milvus_port}", certificates.ca if certificates else None)
+
+
 def program(root: Path, settings: StackSettings, credentials: Credentials, binaries: Path) -> Program:
     folder = root / "milvus"
     return Program(
@@ -124,7 +129,7 @@ def program(root: Path, settings: StackSettings, credentials: Credentials, binar
         working_dir=folder,
         environment=_environment(folder, settings),
         library_path=binaries,
-        ready=lambda: _ready(settings, credentials.milvus_password),
+        ready=lambda: _ready(address(root, settings), credentials.milvus_password),
         start_seconds=settings.server_start_seconds,
         stop_seconds=20.0,
     )
@@ -132,6 +137,7 @@ def program(root: Path, settings: StackSettings, credentials: Credentials, binar
 
 def _template_values(root: Path, settings: StackSettings) -> dict[str, object]:
     data = root / "milvus" / "data"
+    certificates = Certificates.of(root, settings)
     return {
         "etcd_port": settings.milvus_etcd_port,
         "proxy_port": settings.milvus_port,
@@ -148,6 +154,17 @@ def _template_values(root: Path, settings: StackSettings) -> dict[str, object]:
         "rocksmq_data_dir": data / "rocksmq",
         "system_log_path": root / "logs",
         "authorization_enabled": "true",
+        **(_tls_values(certificates) if certificates else {}),
+    }
+
+
+def _tls_values(certificates: Certificates) -> dict[str, object]:
+    # Mode 1: the server shows a certificate and asks clients for none. Its HTTP API is gone then.
+    return {
+        "tls_mode": 1,
+        "server_pem_path": certificates.server,
+        "server_key_path": certificates.key,
+        "ca_pem_path": certificates.ca,
     }
 
 
@@ -179,42 +196,16 @@ def _environment(folder: Path, settings: StackSettings) -> dict[str, str]:
     }
 
 
-async def _ready(settings: StackSettings, password: str) -> None:
-    """The proxy answers to our password, and each loaded collection answers a real query. Its health page says yes too early.
+async def _ready(address: Address, password: str) -> None:
+    """It lets us in, and each loaded collection answers a real query. Its health page says yes too early.
 
     At the first start the password is still the one that every Milvus has, and is changed here.
     """
-    root = f"http://127.0.0.1:{settings.milvus_port}"
-    headers = {"Authorization": f"Bearer {USER}:{password}"}
     try:
-        async with aiohttp.ClientSession(f"{root}/v1/vector/", headers=headers, timeout=PROBE_TIMEOUT) as session:
-            for name in await _answer(session.get("collections")):
-                await _require_searchable(session, name)
-    except aiohttp.ClientResponseError as error:
-        if error.status == HTTPStatus.UNAUTHORIZED:
-            await change_password(root, USER, FIRST_PASSWORD, password, timeout_seconds=PROBE_TIMEOUT_SECONDS)
-        raise NotReady(f"Milvus answers {error.status}") from None
-    except (aiohttp.ClientError, TimeoutError) as error:
-        raise NotReady(f"Milvus does not answer: {type(error).__name__}") from None
-
-
-async def _require_searchable(session: aiohttp.ClientSession, collection: str) -> None:
-    description = await _answer(session.get("collections/describe", params={"collectionName": collection}))
-    if description["load"] == "LoadStateNotLoad":
-        # Nobody asked for it to be loaded. While one is being loaded its state lags behind: the query tells.
-        return
-    key = next(each for each in description["fields"] if each["primaryKey"])
-    # No row is asked for; what counts is that the query node has caught up with its log and answers at all.
-    nothing = '""' if key["type"].startswith("VarChar") else "0"
-    body = {"collectionName": collection, "filter": f"{key['name']} == {nothing}", "limit": 1, "outputFields": [key["name"]]}
-    await _answer(session.post("query", json=body))
-
-
-async def _answer(request: AbstractAsyncContextManager[aiohttp.ClientResponse]) -> Any:  # noqa: ANN401 - JSON of any shape
-    """The `data` of an answer. Milvus says most of its errors with status 200 and a code of its own."""
-    async with request as response:
-        response.raise_for_status()
-        body = await response.json()
-    if body["code"] != HTTPStatus.OK:
-        raise NotReady(f"Milvus answers {body['code']}: {body.get('message', '')}")
-    return body["data"]
+        await probe(address, f"{USER}:{password}", timeout_seconds=PROBE_TIMEOUT_SECONDS)
+    except NoWayIn as error:
+        with suppress(StoreUnavailable):
+            await change_password(address, USER, FIRST_PASSWORD, password, timeout_seconds=PROBE_TIMEOUT_SECONDS)
+        raise NotReady(str(error)) from None
+    except ImageSearchError as error:
+        raise NotReady(str(error)) from None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import fcntl
+import json
 import os
 import shutil
 import time
@@ -15,10 +16,13 @@ from pathlib import Path
 import aiohttp
 
 from infra.errors import ConfigurationError
-from infra.local_stack.folder import Credentials
+from infra.local_stack import policies
+from infra.local_stack.certificates import Certificates
+from infra.local_stack.folder import Credentials, write_private
 from infra.local_stack.program import NotReady, Program
 from infra.local_stack.supervisor import run_to_end
 from infra.settings import StackSettings
+from infra.tls import client_context
 from schemas.topics import OBJECT_NOTIFICATIONS
 
 MODULE = "github.com/minio/minio"
@@ -30,6 +34,7 @@ LOCK_PAUSE_SECONDS = 1.0
 # Two targets to one topic. The direct one alone loses events while Kafka is away; the stored one alone is 3 s late.
 DIRECT, STORED = "direct", "stored"
 ARNS = tuple(f"arn:minio:sqs::{target}:kafka" for target in (DIRECT, STORED))
+KAFKA_USER = "minio"
 PORTS = frozenset({"s3_port"})
 
 
@@ -125,9 +130,19 @@ async def _build(go: Path, folder: Path, built: Path, logs: Path, say: Callable[
     await asyncio.to_thread(shutil.rmtree, folder)
 
 
-def prepare(root: Path) -> None:
-    for name in ("data", "queue", "certificates"):
-        (root / "minio" / name).mkdir(parents=True, exist_ok=True)
+def prepare(root: Path, settings: StackSettings) -> None:
+    folder = root / "minio"
+    # Certificates that lie there from an earlier start would be served.
+    shutil.rmtree(folder / "certificates", ignore_errors=True)
+    for name in ("data", "queue", "certificates/CAs", "policies"):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+    certificates = Certificates.of(root, settings)
+    if certificates is not None:
+        names = {"public.crt": certificates.server, "private.key": certificates.key, "CAs/ca.crt": certificates.ca}
+        for name, path in names.items():
+            write_private(folder / "certificates" / name, path.read_text())
+    for service in policies.SERVICES:
+        (folder / "policies" / f"{service}.json").write_text(json.dumps(policies.object_store(service, settings.buckets)))
 
 
 def program(root: Path, settings: StackSettings, credentials: Credentials, path: Path) -> Program:
@@ -144,9 +159,13 @@ def program(root: Path, settings: StackSettings, credentials: Credentials, path:
         ),
         working_dir=folder,
         environment=environment(folder, settings, credentials),
-        ready=lambda: _ready(settings.s3_port),
+        ready=lambda: _ready(endpoint(settings), Certificates.of(root, settings)),
         start_seconds=settings.server_start_seconds,
     )
+
+
+def endpoint(settings: StackSettings) -> str:
+    return f"{'https' if settings.stack_tls else 'http'}://127.0.0.1:{settings.s3_port}"
 
 
 def environment(folder: Path, settings: StackSettings, credentials: Credentials) -> dict[str, str]:
@@ -156,6 +175,15 @@ def environment(folder: Path, settings: StackSettings, credentials: Credentials)
         "BROKERS": f"127.0.0.1:{settings.kafka_port}",
         "TOPIC": OBJECT_NOTIFICATIONS.full_name(settings.kafka_topic_prefix),
     }
+    if settings.stack_tls:
+        # What it trusts lies with its own certificates.
+        target |= {
+            "TLS": "on",
+            "SASL": "on",
+            "SASL_MECHANISM": "sha512",
+            "SASL_USERNAME": KAFKA_USER,
+            "SASL_PASSWORD": credentials.minio_password,
+        }
     return {
         "MINIO_ROOT_USER": credentials.s3_access_key,
         "MINIO_ROOT_PASSWORD": credentials.s3_secret_key,
@@ -170,11 +198,11 @@ def environment(folder: Path, settings: StackSettings, credentials: Credentials)
     }
 
 
-async def _ready(s3_port: int) -> None:
+async def _ready(endpoint: str, certificates: Certificates | None) -> None:
     """S3 works, and refuses who has no key."""
-    root = f"http://127.0.0.1:{s3_port}"
+    trusted = client_context(certificates.ca, named="the stack's CA") if certificates else True
     try:
-        async with aiohttp.ClientSession(root) as session:
+        async with aiohttp.ClientSession(endpoint, connector=aiohttp.TCPConnector(ssl=trusted)) as session:
             async with session.get("/minio/health/ready") as health:
                 if health.status != 200:
                     raise NotReady(f"MinIO's health is {health.status}")

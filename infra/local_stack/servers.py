@@ -7,11 +7,16 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
-from infra.local_stack import kafka, kafka_jars, mariadb, milvus, minio, seaweedfs
+from infra.errors import ConfigurationError
+from infra.local_stack import kafka, kafka_access, kafka_jars, mariadb, milvus, minio, policies, seaweedfs
+from infra.local_stack.certificates import Certificates
 from infra.local_stack.folder import Credentials, StackFolder
 from infra.local_stack.program import Program
-from infra.settings import StackSettings
+from infra.object_store.accounts import add_accounts as add_store_accounts
+from infra.settings import CommonSettings, StackSettings
+from infra.vector_store.accounts import add_account as add_vector_account
 
+ACCOUNTS_SECONDS = 30.0
 EMBEDDED, FULL = "embedded", "full"
 _DESCRIBED = {EMBEDDED: "SeaweedFS, Kafka and Milvus", FULL: "MinIO, Kafka, Milvus and MariaDB"}
 _NOT_TAKEN = {EMBEDDED: mariadb.PORTS, FULL: seaweedfs.PORTS - minio.PORTS}
@@ -22,6 +27,12 @@ SERVICE_PORTS = frozenset({"query_port", "bridge_port", "processor_port"})
 def described(profile: str) -> str:
     """The names of a profile's servers, for people."""
     return _DESCRIBED[profile]
+
+
+def require_possible(profile: str, settings: StackSettings) -> None:
+    """Raises ConfigurationError for what this profile cannot do."""
+    if settings.stack_tls and profile != FULL:
+        raise ConfigurationError("IMAGE_SEARCH_STACK_TLS is for --profile full: start that one, or set it to false")
 
 
 def ports_taken(profile: str, settings: StackSettings) -> dict[str, int]:
@@ -55,7 +66,7 @@ async def prepare(
     await kafka.prepare(folder.root, settings, credentials, jars)
     return [
         *programs,
-        kafka.program(folder.root, settings, jars),
+        kafka.program(folder.root, settings, credentials, jars),
         milvus.program(folder.root, settings, credentials, binaries),
     ]
 
@@ -64,6 +75,9 @@ async def prepare_own(
     folder: StackFolder, settings: StackSettings, credentials: Credentials, say: Callable[[str], None]
 ) -> list[Program]:
     """As `prepare`, for what this profile has and others have not: object store and database."""
+    certificates = Certificates.of(folder.root, settings)
+    if certificates is not None:
+        certificates.prepare()
     if folder.profile == FULL:
         return await _full(folder, settings, credentials, say)
     seaweedfs.prepare(folder.root, credentials)
@@ -76,26 +90,84 @@ async def _full(
     # First what may be refused in a second, then what takes minutes.
     database = await mariadb.programs(folder.logs, say)
     store = await minio.program_path(settings.cache_dir, folder.logs, say)
-    minio.prepare(folder.root)
-    await mariadb.prepare(folder.root, credentials, database, folder.logs)
+    minio.prepare(folder.root, settings)
+    await mariadb.prepare(folder.root, settings, credentials, database, folder.logs)
     return [
         minio.program(folder.root, settings, credentials, store),
         mariadb.program(folder.root, settings, credentials, database),
     ]
 
 
+async def make_accounts(folder: StackFolder, settings: StackSettings, credentials: Credentials) -> None:
+    """Of a stack with TLS, whose servers run: an account for each service, with what its policy says.
+
+    The database makes its own at each start. Repeated, it adds what is missing. Raises StoreUnavailable.
+    """
+    certificates = Certificates.of(folder.root, settings)
+    if certificates is None:
+        return
+    seconds = ACCOUNTS_SECONDS
+    await kafka_access.grant(
+        settings.kafka_port, credentials, certificates, prefix=settings.kafka_topic_prefix, seconds=seconds
+    )
+    passwords = {service: credentials.password_of(service) for service in policies.SERVICES}
+    administrator = CommonSettings.model_validate(addresses(folder, settings, credentials))
+    await add_store_accounts(administrator, passwords, folder.root / "minio" / "policies")
+    for service, password in passwords.items():
+        await add_vector_account(
+            milvus.address(folder.root, settings),
+            administrator.milvus_token.get_secret_value(),
+            user=service,
+            password=password,
+            privileges=policies.vector_store(service),
+            timeout_seconds=seconds,
+        )
+
+
+def service_accounts(folder: StackFolder, settings: StackSettings, credentials: Credentials) -> dict[str, dict[str, str]]:
+    """For each service the fields of its settings that differ from `addresses`: who it is. None without TLS."""
+    if not settings.stack_tls:
+        return {service: {} for service in policies.SERVICES}
+    return {service: _account(folder.root, settings, credentials, service) for service in policies.SERVICES}
+
+
+def _account(root: Path, settings: StackSettings, credentials: Credentials, service: str) -> dict[str, str]:
+    password = credentials.password_of(service)
+    return {
+        "s3_access_key": service,
+        "s3_secret_key": password,
+        "kafka_username": service,
+        "kafka_password": password,
+        "milvus_token": f"{service}:{password}",
+        "database_url": mariadb.url(root, settings, credentials, service=service),
+    }
+
+
 def addresses(folder: StackFolder, settings: StackSettings, credentials: Credentials) -> dict[str, str]:
-    """Fields of the services' settings, by name, that make them use these servers and the data in this folder."""
+    """Fields of the services' settings, by name, that make them use these servers and the data in this folder.
+
+    Who uses them may do everything there.
+    """
     own = _full_addresses if folder.profile == FULL else _embedded_addresses
+    certificates = Certificates.of(folder.root, settings)
+    ca = str(certificates.ca) if certificates else ""
     return {
         "cache_dir": str(settings.cache_dir),
         "buckets": ",".join(settings.buckets),
-        "s3_endpoint": f"http://127.0.0.1:{settings.s3_port}",
+        "s3_endpoint": minio.endpoint(settings),
+        "s3_ca_file": ca,
         "s3_access_key": credentials.s3_access_key,
         "s3_secret_key": credentials.s3_secret_key,
         "kafka_bootstrap": f"127.0.0.1:{settings.kafka_port}",
         "kafka_topic_prefix": settings.kafka_topic_prefix,
-        "milvus_uri": f"http://127.0.0.1:{settings.milvus_port}",
+        # Given in either case: an earlier start may have been with the other.
+        "kafka_security_protocol": "SASL_SSL" if certificates else "PLAINTEXT",
+        "kafka_ca_file": ca,
+        "kafka_sasl_mechanism": kafka_access.MECHANISM,
+        "kafka_username": kafka_access.ADMIN if certificates else "",
+        "kafka_password": credentials.kafka_password if certificates else "",
+        "milvus_uri": milvus.address(folder.root, settings).uri,
+        "milvus_ca_file": ca,
         "milvus_token": f"{milvus.USER}:{credentials.milvus_password}",
         "processor_data_dir": str(folder.root / "worker"),
         **own(folder.root, settings, credentials),
@@ -114,7 +186,7 @@ def _embedded_addresses(root: Path, settings: StackSettings, credentials: Creden
 
 def _full_addresses(root: Path, settings: StackSettings, credentials: Credentials) -> dict[str, str]:
     return {
-        "database_url": mariadb.url(settings, credentials),
+        "database_url": mariadb.url(root, settings, credentials),
         "follow": "notifications",
         "notification_arns": ",".join(minio.ARNS),
     }

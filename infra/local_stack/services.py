@@ -12,6 +12,8 @@ from infra.local_stack.program import NotReady, Program
 from infra.settings import ENV_PREFIX, StackSettings
 
 STOP_SECONDS = 30.0
+# Whose account each command works under.
+ACCOUNTS = {"bridge": "bridge", "worker": "worker", "serve": "query"}
 
 
 def worker_ports(settings: StackSettings) -> dict[str, int]:
@@ -25,16 +27,24 @@ def service_ports(settings: StackSettings) -> dict[str, int]:
 
 
 def programs(
-    root: Path, settings: StackSettings, variables: Mapping[str, str], commands: Mapping[str, tuple[str, ...]]
+    root: Path,
+    settings: StackSettings,
+    variables: Mapping[str, str],
+    commands: Mapping[str, tuple[str, ...]],
+    accounts: Mapping[str, Mapping[str, str]],
 ) -> list[Program]:
-    """`commands`: the command lines of bridge, worker and serve. Workers differ in port and scratch folder only."""
+    """`commands`: the command lines of bridge, worker and serve. Workers differ in port and scratch folder only.
+
+    `accounts`: variables of each service that say who it is at the stores.
+    """
 
     def service(name: str, port: int, own: Mapping[str, str] | None = None) -> Program:
+        role = name.partition("-")[0]
         return Program(
             name=name,
-            command=commands[name.partition("-")[0]],
+            command=commands[role],
             working_dir=root,
-            environment={**variables, **(own or {})},
+            environment={**variables, **accounts[ACCOUNTS[role]], **(own or {})},
             ready=lambda: _ready(port),
             start_seconds=settings.server_start_seconds,
             stop_seconds=STOP_SECONDS,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
@@ -51,6 +51,7 @@ async def running(
 
     Raises ConfigurationError (a port or the data is in use), DownloadFailed and ProgramFailed.
     """
+    servers.require_possible(folder.profile, settings)
     with folder.locked():
         for name in end_leftovers(folder.processes_file):
             reporter.warn(f"{name} was left over from a stack that was killed, and is ended")
@@ -58,6 +59,9 @@ async def running(
         credentials = Credentials.of(folder)
         variables = {**kept_variables(folder), **computed_variables(folder, settings, credentials)}
         write_stack_file(folder, {**shell_values(folder, settings, credentials), **variables})
+        accounts = {
+            service: _variables(fields) for service, fields in servers.service_accounts(folder, settings, credentials).items()
+        }
         # Given by name, so that this process's own environment cannot point them elsewhere.
         service_settings = CommonSettings.model_validate(
             {name.removeprefix(ENV_PREFIX).lower(): text for name, text in variables.items()}
@@ -68,12 +72,13 @@ async def running(
             programs = await servers.prepare(folder, settings, credentials, reporter.doing)
             reporter.doing(f"starting {servers.described(folder.profile)}")
             await supervisor.start(programs)
+            await servers.make_accounts(folder, settings, credentials)
             reporter.doing("upgrading schema, topics and model")
             await run_to_end(
                 "upgrade",
                 command(folder, "upgrade"),
                 logs=folder.logs,
-                environment=variables,
+                environment={**variables, **accounts["upgrade"]},
                 seconds=UPGRADE_SECONDS,
                 say=reporter.doing,
             )
@@ -81,7 +86,7 @@ async def running(
             if not servers_only:
                 reporter.doing("starting bridge, worker and query service")
                 commands = {name: command(folder, name) for name in ("bridge", "worker", "serve")}
-                await supervisor.start(services.programs(folder.root, settings, variables, commands))
+                await supervisor.start(services.programs(folder.root, settings, variables, commands, accounts))
             if samples and (put := await sample_pictures.put_if_empty(service_settings)):
                 reporter.done(f"{put} sample pictures put into bucket {service_settings.buckets[0]}")
             yield Stack(folder, settings, supervisor, service_settings)
@@ -95,8 +100,13 @@ def computed_variables(folder: StackFolder, settings: StackSettings, credentials
         **servers.addresses(folder, settings, credentials),
         "query_url": f"http://127.0.0.1:{settings.query_port}",
         "workers": str(settings.workers),
+        "stack_tls": str(settings.stack_tls).lower(),
         **{name: str(port) for name, port in settings.ports().items()},
     }
+    return _variables(fields)
+
+
+def _variables(fields: Mapping[str, str]) -> dict[str, str]:
     return {f"{ENV_PREFIX}{name.upper()}": value for name, value in fields.items()}
 
 
@@ -128,6 +138,7 @@ def shell_values(folder: StackFolder, settings: StackSettings, credentials: Cred
         "S3_ACCESS_KEY": addresses["s3_access_key"],
         "S3_SECRET_KEY": addresses["s3_secret_key"],
         "S3_BUCKET": settings.buckets[0],
+        "CA_FILE": addresses["s3_ca_file"],
         "KAFKA_BOOTSTRAP": addresses["kafka_bootstrap"],
         "MILVUS_URI": addresses["milvus_uri"],
         "MILVUS_TOKEN": addresses["milvus_token"],

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import ssl
+from pathlib import Path
 
 from sqlalchemy import Engine, event
 from sqlalchemy.engine import URL
 from sqlalchemy.engine.interfaces import DBAPIConnection
 
 from infra.errors import ConfigurationError
+from infra.tls import client_context
 
 _CA, _CERTIFICATE, _KEY = "ssl_ca", "ssl_cert", "ssl_key"
 
@@ -25,14 +27,13 @@ def split_tls(url: URL) -> tuple[URL, ssl.SSLContext | None]:
         return url, None
     if _CA not in asked or (_CERTIFICATE in asked) != (_KEY in asked):
         raise ConfigurationError("IMAGE_SEARCH_DATABASE_URL: TLS needs ssl_ca, and ssl_cert and ssl_key only together")
-    try:
-        context = ssl.create_default_context(cafile=asked[_CA])
-        if _CERTIFICATE in asked:
-            context.load_cert_chain(asked[_CERTIFICATE], asked[_KEY])
-    except OSError as error:  # ssl.SSLError is one
-        raise ConfigurationError(
-            f"IMAGE_SEARCH_DATABASE_URL: the files of ssl_ca, ssl_cert or ssl_key cannot be used ({type(error).__name__})"
-        ) from None
+    files = {name: Path(text) for name, text in asked.items()}
+    context = client_context(
+        files[_CA],
+        certificate=files.get(_CERTIFICATE),
+        key=files.get(_KEY),
+        named="a file of ssl_ca, ssl_cert or ssl_key in IMAGE_SEARCH_DATABASE_URL",
+    )
     return plain, context
 
 

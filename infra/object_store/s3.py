@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import io
 import re
+import ssl
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from datetime import datetime
@@ -31,6 +32,7 @@ from infra.object_store.interface import NotificationRule, ObjectStat, ObjectStr
 from infra.object_store.names import check_bucket_name, check_place
 from infra.object_store.rules import config_of, rules_of
 from infra.settings import CommonSettings
+from infra.tls import client_context
 from schemas.events import ReasonCode
 from schemas.identity import ObjectRef
 
@@ -52,9 +54,9 @@ class S3ObjectStore:
 
     @classmethod
     def from_settings(cls, settings: CommonSettings) -> S3ObjectStore:
-        """Needs a running event loop; sends nothing."""
+        """Needs a running event loop; sends nothing. Raises ConfigurationError for a CA file that cannot be used."""
         session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=settings.s3_connections),
+            connector=aiohttp.TCPConnector(limit=settings.s3_connections, ssl=trusted(settings)),
             # No total here: it would also end a stream that a slow reader is still taking. Calls have their own (_bounded).
             timeout=aiohttp.ClientTimeout(
                 total=None, sock_connect=settings.s3_timeout_seconds, sock_read=settings.s3_timeout_seconds
@@ -218,6 +220,13 @@ class S3ObjectStore:
             raise _translate(error, self._timeout_seconds) from error
 
 
+def trusted(settings: CommonSettings) -> ssl.SSLContext | bool:
+    """What aiohttp checks certificates by: True is what the system trusts."""
+    if settings.s3_ca_file is None:
+        return True
+    return client_context(settings.s3_ca_file, named="IMAGE_SEARCH_S3_CA_FILE")
+
+
 async def body_chunks(response: aiohttp.ClientResponse, size: int) -> AsyncIterator[bytes]:
     """Exactly `size` bytes, or StoreUnavailable: a body that was cut short must never pass for a whole object."""
     received = 0
@@ -274,6 +283,8 @@ def _translate(error: Exception, timeout_seconds: float) -> ImageSearchError:
             return store_error(STORE_NAME, f"HTTP {error.status_code}")
         case TimeoutError():
             return store_error(STORE_NAME, f"no answer within {timeout_seconds:g} s")
+        case aiohttp.ClientConnectorCertificateError():
+            return store_error(STORE_NAME, "its certificate is of another CA (IMAGE_SEARCH_S3_CA_FILE) or for another host")
         case aiohttp.ClientError() | OSError():
             return store_error(STORE_NAME, f"the connection failed ({type(error).__name__})")
         case MinioException() | ParseError() | ValueError() | KeyError():

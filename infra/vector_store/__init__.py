@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from infra.settings import CommonSettings
+from infra.vector_store.address import Address
 from infra.vector_store.calls import Connection
 from infra.vector_store.interface import VectorStore
 from infra.vector_store.memory import MemoryVectorStore
@@ -12,10 +13,10 @@ __all__ = ["MemoryVectorStore", "MilvusVectorStore", "VectorStore", "connect"]
 
 
 async def connect(settings: CommonSettings) -> VectorStore:
-    """Opens no connection yet."""
+    """Opens no connection yet. Raises ConfigurationError for a CA file that cannot be used."""
     return MilvusVectorStore(
         Connection(
-            settings.milvus_uri,
+            Address.from_settings(settings),
             settings.milvus_token.get_secret_value(),
             timeout_seconds=settings.milvus_timeout_seconds,
         )

@@ -18,7 +18,8 @@ from pymilvus.exceptions import (  # type: ignore[import-untyped]  # it has no t
 )
 
 from infra.errors import ConfigurationError, ImageSearchError, PermanentError, StoreUnavailable
-from infra.metrics import store_error
+from infra.metrics import STORE_ERRORS, store_error
+from infra.vector_store.address import Address
 
 Result = TypeVar("Result")
 Call = Callable[[AsyncMilvusClient, float], Awaitable[Result]]
@@ -26,8 +27,21 @@ Call = Callable[[AsyncMilvusClient, float], Awaitable[Result]]
 
 STORE = "vector store"
 
+_NOT_CONNECTED = 2
 _COLLECTION_NOT_FOUND = 100
 _INVALID_PARAMETER = 1100
+
+
+class NoWayIn(StoreUnavailable):
+    """Nothing answers, or what answers does not take us. The library has one error for all of it."""
+
+    def __init__(self, address: Address) -> None:
+        doubts = ["nothing answers there", f"it speaks {'no TLS' if address.encrypted else 'TLS (then write https)'}"]
+        if address.encrypted:
+            doubts.append("its certificate is of another CA (IMAGE_SEARCH_MILVUS_CA_FILE) or for another host")
+        doubts.append("it does not take this user or password (IMAGE_SEARCH_MILVUS_TOKEN)")
+        STORE_ERRORS.labels(STORE).inc()
+        super().__init__(STORE, f"no way in at {address.uri}: {', or '.join(doubts)}")
 
 
 @dataclass
@@ -40,8 +54,8 @@ class _Channel:
 class Connection:
     """Makes the client when it is first needed, on the event loop that needs it, and again after it failed."""
 
-    def __init__(self, uri: str, token: str, *, timeout_seconds: float) -> None:
-        self._uri = uri
+    def __init__(self, address: Address, token: str, *, timeout_seconds: float) -> None:
+        self._address = address
         self._token = token
         self._timeout = timeout_seconds
         self._channel: _Channel | None = None
@@ -60,7 +74,7 @@ class Connection:
             self._retire(channel)
             raise store_error(STORE, f"no answer in {seconds:g} s") from None
         except (MilvusException, grpc.RpcError, OSError, _ChannelClosed) as failure:
-            error = _translated(failure)
+            error = _translated(failure, self._address)
             if isinstance(error, StoreUnavailable):
                 self._retire(channel)
             raise error from failure
@@ -75,9 +89,7 @@ class Connection:
             await _close_unused(channel)
 
     def _connected(self) -> _Channel:
-        # dedicated: otherwise the library keeps one channel for all clients of a process, and never closes it.
-        client = AsyncMilvusClient(self._uri, token=self._token, dedicated=True, timeout=self._timeout)
-        self._channel = _Channel(client)
+        self._channel = _Channel(self._address.client(self._token, timeout_seconds=self._timeout))
         return self._channel
 
     def _retire(self, channel: _Channel) -> None:
@@ -109,10 +121,14 @@ async def _uncancelled(call: Awaitable[Result]) -> Result:
         raise _ChannelClosed from None
 
 
-def _translated(error: Exception) -> ImageSearchError:
+def _translated(error: Exception, address: Address) -> ImageSearchError:
     if isinstance(error, (ParamError, DataNotMatchException)):
         return PermanentError("the vector store's client refuses what it was given")
+    if isinstance(error, grpc.RpcError) and error.code() is grpc.StatusCode.PERMISSION_DENIED:
+        return store_error(STORE, "it denies this to our user: give it the rights of infra/deploy/policies/milvus")
     code = error.code if isinstance(error, MilvusException) else None
+    if code == _NOT_CONNECTED:
+        return NoWayIn(address)
     if code == _COLLECTION_NOT_FOUND:
         return ConfigurationError("the vector collection is missing; run: image-search upgrade")
     if code == _INVALID_PARAMETER:

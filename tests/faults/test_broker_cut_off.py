@@ -49,12 +49,13 @@ async def broker(servers: Servers, tmp_path: Path) -> AsyncIterator[ProxiedKafka
     port, controller_port, proxied_port = ports.find_free(3)
     settings = servers.ports.model_copy(update={"kafka_port": port, "kafka_controller_port": controller_port})
     jars = await asyncio.to_thread(kafka_jars.fetch, settings.cache_dir, print, threading.Event())
-    await kafka.prepare(folder.root, settings, Credentials.of(folder), jars)
+    credentials = Credentials.of(folder)
+    await kafka.prepare(folder.root, settings, credentials, jars)
     stack = Supervisor(folder.logs, folder.processes_file)
     async with Proxy.to("127.0.0.1", proxied_port) as proxy:
         _add_listener(folder.root / "kafka" / "server.properties", proxied_port, f"127.0.0.1:{proxy.port}")
         try:
-            await stack.start([kafka.program(folder.root, settings, jars)])
+            await stack.start([kafka.program(folder.root, settings, credentials, jars)])
             yield ProxiedKafka(f"127.0.0.1:{port}", proxy)
         finally:
             await stack.stop()

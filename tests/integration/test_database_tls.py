@@ -73,8 +73,8 @@ async def tls(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[TlsServ
             folder.make()
             credentials = Credentials.of(folder)
             settings = StackSettings.model_validate({"mariadb_port": port})
-            await mariadb.prepare(folder.root, credentials, found, folder.logs)
-            address = mariadb.url(settings, credentials)
+            await mariadb.prepare(folder.root, settings, credentials, found, folder.logs)
+            address = mariadb.url(folder.root, settings, credentials)
             urls[name] = make_url(address)
             asked = TlsServers(urls[name], urls[name], ca, other_ca).url(urls[name], ca) if name == "encrypted" else address
             program = mariadb.program(folder.root, settings, credentials, found)

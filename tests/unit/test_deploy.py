@@ -20,6 +20,7 @@ from pydantic import SecretStr
 
 from infra import metrics
 from infra.cli import add_service_commands, cli
+from infra.local_stack import policies
 from infra.metadata_store.engine import parse_url
 from infra.settings import ENV_PREFIX, BridgeSettings, CommonSettings, ModelSettings, ProcessorSettings, QuerySettings, load
 from query_service.routes.operations import ENDPOINTS
@@ -287,20 +288,26 @@ def test_selectors_meet_pods(manifests: list[dict[str, Any]]) -> None:
 
 
 @pytest.mark.parametrize("command", list(ROLES))
-def test_the_services_take_the_settings_of_the_config_map(
+def test_the_services_take_the_settings_of_the_config_map_and_of_their_own(
     manifests: list[dict[str, Any]], command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (secret,) = _of_kind(manifests, "Secret")
-    for name, value in secret["stringData"].items():
-        (tmp_path / name).write_text(value)
+    ((name, pod, container),) = (one for one in _pods(manifests) if one[2]["args"] == [command])
+    account = name.removeprefix("image-search-")
+    assert account in policies.SERVICES
+    (volume,) = (volume for volume in pod["volumes"] if volume["name"] == "secrets")
+    secrets = {secret["metadata"]["name"]: secret["stringData"] for secret in _of_kind(manifests, "Secret")}
+    for file, value in secrets[volume["secret"]["secretName"]].items():
+        (tmp_path / file).write_text(value)
     (configuration,) = _of_kind(manifests, "ConfigMap")
-    settings = _load(command, configuration["data"], tmp_path, monkeypatch, tmp_path)
+    own = {variable["name"]: variable["value"] for variable in container["env"]}
+    settings = _load(command, {**configuration["data"], **own}, tmp_path, monkeypatch, tmp_path)
     assert settings.kafka_partitions == int(configuration["data"]["IMAGE_SEARCH_KAFKA_PARTITIONS"])
-    parse_url(settings.database_url.get_secret_value())
-    files = [value for name, value in configuration["data"].items() if name.endswith("_FILE")]
-    for _, _, container in _pods(manifests):
-        mounted = next(mount["mountPath"] for mount in container["volumeMounts"] if mount["name"] == "secrets")
-        assert {str(Path(value).parent) for value in files} == {mounted}
+    url = parse_url(settings.database_url.get_secret_value())
+    user, _, _ = settings.milvus_token.get_secret_value().partition(":")
+    assert {settings.s3_access_key, user, url.username} == {account}
+    files = [value for variable, value in configuration["data"].items() if variable.endswith("_FILE")]
+    mounted = next(mount["mountPath"] for mount in container["volumeMounts"] if mount["name"] == "secrets")
+    assert {str(Path(value).parent) for value in files} == {mounted}
 
 
 # -- all of them against the code ----------------------------------------------------------------------------------------------

@@ -139,7 +139,7 @@ def test_every_port_of_a_server_reaches_its_configuration(folder: StackFolder) -
     written = " ".join(
         [*(text for program in programs for text in (*program.command, *program.environment.values()))]
         + [path.read_text() for path in (folder.root / "milvus" / "configs").iterdir()]
-        + [kafka.properties(folder.root, settings)]
+        + [kafka.properties(folder.root, settings, credentials)]
     )
     assert [name for name, port in servers.server_ports("embedded", settings).items() if str(port) not in written] == []
 

@@ -7,7 +7,7 @@ import json
 import os
 import platform
 import shutil
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from importlib import metadata
 from pathlib import Path
 from typing import NoReturn
@@ -25,7 +25,7 @@ from infra.settings import StackSettings
 
 NOWHERE = Path("/nowhere")
 PROGRAMS = mariadb.Programs(NOWHERE / "mariadbd", NOWHERE / "mariadb-install-db")
-CREDENTIALS = Credentials("KEY", "secret", "write", "read", "milvus", "cluster", "database")
+CREDENTIALS = Credentials(**{name.name: name.name for name in fields(Credentials)})
 
 # Stands for Go: tells what it compiles, and leaves what it was asked for where it was asked for it.
 GO = """#!/bin/sh
@@ -82,7 +82,7 @@ def test_every_port_of_a_server_reaches_its_configuration(folder: StackFolder) -
     written = " ".join(
         [*(text for program in programs for text in (*program.command, *program.environment.values()))]
         + [path.read_text() for path in (folder.root / "milvus" / "configs").iterdir()]
-        + [kafka.properties(folder.root, settings)]
+        + [kafka.properties(folder.root, settings, CREDENTIALS)]
     )
     assert [name for name, port in servers.server_ports("full", settings).items() if str(port) not in written] == []
 
@@ -105,7 +105,7 @@ def test_every_event_goes_to_one_topic_by_two_ways(folder: StackFolder) -> None:
     queues = {name: Path(value) for name, value in variables.items() if "QUEUE_DIR" in name}
     assert list(queues) == [f"MINIO_NOTIFY_KAFKA_QUEUE_DIR_{minio.STORED}"], "one is quick, one survives an outage"
     assert all(path.is_absolute() for path in queues.values())
-    minio.prepare(folder.root)
+    minio.prepare(folder.root, settings)
     assert all(path.is_dir() for path in queues.values()), "a folder that is missing takes both targets away"
 
 
@@ -195,7 +195,7 @@ async def test_minio_on_path_needs_no_build(tmp_path: Path, go: Go) -> None:
 # -- MariaDB -----------------------------------------------------------------------------------------------------------
 @given(st.text(st.characters(codec="utf-8", exclude_categories=["C"]), min_size=1))
 def test_any_password_survives_the_database_url(password: str) -> None:
-    url = parse_url(mariadb.url(StackSettings(), replace(CREDENTIALS, mariadb_password=password)))
+    url = parse_url(mariadb.url(NOWHERE, StackSettings(), replace(CREDENTIALS, mariadb_password=password)))
     assert (url.password, url.host, url.database) == (password, "127.0.0.1", "image_search")
 
 

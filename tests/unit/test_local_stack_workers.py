@@ -8,17 +8,18 @@ import pytest
 from pydantic import ValidationError
 
 from infra.errors import ConfigurationError
-from infra.local_stack import ports, servers, services
+from infra.local_stack import policies, ports, servers, services
 from infra.local_stack.folder import Credentials, StackFolder, write_stack_file
 from infra.local_stack.stack import computed_variables
 from infra.settings import ENV_PREFIX, StackSettings, load
 
 COMMANDS = {name: ("run", name) for name in ("bridge", "worker", "serve")}
+ACCOUNTS = {service: {"WHO": service} for service in policies.SERVICES}
 
 
 def test_each_worker_has_a_port_and_a_folder_of_its_own(tmp_path: Path) -> None:
     settings = StackSettings.model_validate({"workers": 3, "processor_port": 20_000})
-    programs = services.programs(tmp_path, settings, {"SHARED": "yes"}, COMMANDS)
+    programs = services.programs(tmp_path, settings, {"SHARED": "yes"}, COMMANDS, ACCOUNTS)
     assert [program.name for program in programs] == ["bridge", "worker", "worker-2", "worker-3", "serve"]
     workers = programs[1:4]
     assert {program.command for program in workers} == {("run", "worker")}
@@ -28,6 +29,7 @@ def test_each_worker_has_a_port_and_a_folder_of_its_own(tmp_path: Path) -> None:
     ]
     assert own == [(f"2000{number}", str(tmp_path / name)) for number, name in enumerate(["worker", "worker-2", "worker-3"])]
     assert all(program.environment["SHARED"] == "yes" for program in programs)
+    assert [program.environment["WHO"] for program in programs] == ["bridge", *["worker"] * 3, "query"]
 
 
 def test_the_ports_of_all_workers_are_checked() -> None:

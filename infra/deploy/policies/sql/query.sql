@@ -1,0 +1,2 @@
+-- Searches only read.
+GRANT SELECT ON `image\_search`.* TO 'query'@'%';
