@@ -148,7 +148,7 @@ def _screenshot(picture: Image.Image, dice: random.Random) -> Image.Image:
     dark = dice.random() < 0.5
     ground, ink = ((24, 26, 30), (225, 225, 225)) if dark else (_WHITE, (40, 40, 40))
     margin = round(picture.width * dice.uniform(0, 0.08))
-    above, below = (max(12, round(picture.height * share)) for share in (dice.uniform(0.08, 0.2), dice.uniform(0.1, 0.25)))
+    above, below = (max(8, round(picture.height * share)) for share in (dice.uniform(0.08, 0.2), dice.uniform(0.1, 0.25)))
     frame = Image.new("RGB", (picture.width + 2 * margin, picture.height + above + below), ground)
     frame.paste(picture, (margin, above))
     draw = ImageDraw.Draw(frame)
