@@ -53,7 +53,7 @@ def test_by_hand() -> None:
 def test_bands_by_hand() -> None:
     def found(precision: float) -> tuple[float, float, float] | None:
         of = band(HAND.pairs, precision)
-        return of and (round(of.score, 3), round(of.precision, 3), round(of.recall, 3))
+        return (round(of.score, 3), round(of.precision, 3), round(of.recall, 3)) if of else None
 
     assert found(0.9) == (90.0, 1.0, 0.333)
     assert found(0.6) == (70.0, 0.667, 0.667)
