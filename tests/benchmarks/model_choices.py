@@ -70,6 +70,8 @@ async def choices(asked: Evaluation, settings: ProcessorSettings, say: Callable[
         models = asked.models[start : start + MODELS_AT_ONCE]
         async with open_extractor(models, seed=asked.seed, say=say) as extractor:
             trial = await run_trial(asked, extractor, lambda _, __: lambda _: None)
+        # Choices measured on different pictures cannot be compared.
+        say(f"{len(trial.queries)} queries, {len(trial.references)} pictures, left out: {dict(trial.refused)}")
         queries |= trial.query_vectors
         references |= trial.reference_vectors
         for model in models:
