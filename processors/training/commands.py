@@ -89,7 +89,9 @@ def evaluate(
 def _models_under_test(names: tuple[str, ...], context: click.Context) -> list[ModelUnderTest]:
     """Without a name the model of the settings. A precision that is not named is that of the settings."""
     from infra.settings import DEFAULT_STATE_DIR, ProcessorSettings, load
-    from processors.embedding.catalog import find
+    from processors.embedding.catalog import OWN_MODEL, find, fingerprint
+    from processors.embedding.choice import chosen
+    from processors.embedding.host import check_precision
     from processors.training.extraction import ModelUnderTest
 
     state_dir = context.find_object(Path) or DEFAULT_STATE_DIR
@@ -97,8 +99,16 @@ def _models_under_test(names: tuple[str, ...], context: click.Context) -> list[M
     for label in dict.fromkeys(names or (load(ProcessorSettings, state_dir=state_dir).model,)):
         name, _, precision = label.partition(":")
         given: dict[str, object] = {"model": name, **({"model_precision": precision} if precision else {})}
+        # What the settings say of a checkpoint of one's own is not about the model beside it.
+        if name != OWN_MODEL:
+            given["own_weights"] = ""
+            given |= {"weights_sha256": ""} if find(name).weights.sha256 else {}
         settings = load(ProcessorSettings, state_dir=state_dir, **given)
-        models.append(ModelUnderTest(label, find(settings.model), settings))
+        description = chosen(settings)
+        # Before other models are loaded: does it come in that precision, and can this host run it?
+        fingerprint(description, settings.model_precision)
+        check_precision(settings.model_precision)
+        models.append(ModelUnderTest(label, description, settings))
     return models
 
 

@@ -15,6 +15,7 @@ from PIL import Image
 from infra import cli
 from infra.local_stack import sample_pictures
 from processors.embedding.catalog import CATALOG, fingerprint
+from processors.embedding.weights import WeightFolders, obtain
 from processors.training.edits import Edit
 from tests.pictures import draw, edited_copy, encoded
 
@@ -143,3 +144,18 @@ assert not heavy, heavy
 def test_a_serving_process_loads_the_command_and_nothing_else_of_it() -> None:
     done = subprocess.run([sys.executable, "-c", SERVING], capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_a_checkpoint_of_ones_own_beside_the_default(pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The default's own weights under another name: the same vectors, so the same figures, under another fingerprint."""
+    weights = obtain(CATALOG[LITE0], WeightFolders(own=None, downloads=tmp_path), print)
+    for name, value in {
+        "OWN_WEIGHTS": str(weights),
+        "WEIGHTS_SHA256": CATALOG[LITE0].weights.sha256,
+        "OWN_NETWORK": LITE0,
+    }.items():
+        monkeypatch.setenv(f"IMAGE_SEARCH_{name}", value)
+    done = evaluate(pictures, "--edit", "blur", "--originals", "4", "--model", "own", "--model", LITE0, "--json")
+    assert done.exit_code == 0, done.stderr
+    own, default = json.loads(done.stdout)["models"]
+    assert own["measures"] == default["measures"] and own["fingerprint"] != default["fingerprint"]
