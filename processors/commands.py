@@ -1,4 +1,4 @@
-"""`image-search worker` and `failures`, and the processors' part of `image-search upgrade`."""
+"""`image-search worker`, `failures` and `evaluate`, and the processors' part of `image-search upgrade`."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import click
 
 from infra.errors import ConfigurationError
 from infra.settings import CommonSettings, ProcessorSettings, load
+from processors.training.commands import evaluate
 from schemas.tables import ModelState, RowState
 from schemas.topics import DEAD_LETTERS, HEADER_ERROR, HEADER_OFFSET, HEADER_PARTITION, HEADER_REASON, HEADER_TOPIC
 
@@ -168,4 +169,4 @@ def _state_dir(context: click.Context) -> Path:
     return state_dir
 
 
-commands: list[click.Command] = [worker, failures]
+commands: list[click.Command] = [worker, failures, evaluate]
