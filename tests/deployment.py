@@ -14,6 +14,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import ClassVar
 
 from aiokafka.admin import AIOKafkaAdminClient  # type: ignore[import-untyped]  # aiokafka ships no types
 from aiokafka.errors import KafkaError  # type: ignore[import-untyped]  # aiokafka ships no types
@@ -54,12 +55,14 @@ def environment_of(settings: ProcessorSettings) -> dict[str, str]:
 class WorkerProcess:
     """A worker as a process, which may have a failpoint."""
 
+    program: ClassVar[str] = "tests.faults.worker"
+
     def __init__(self, settings: ProcessorSettings, folder: Path, *, name: str, failpoint: Failpoint = ()) -> None:
         self.log = folder / f"{name}.log"
         self.port = settings.processor_port
         environment = {**os.environ, **environment_of(settings)}
         environment[f"{ENV_PREFIX}PROCESSOR_DATA_DIR"] = str(folder / name)
-        command = [sys.executable, "-m", "tests.faults.worker", *failpoint]
+        command = [sys.executable, "-m", self.program, *failpoint]
         with self.log.open("ab") as output:
             self.process = subprocess.Popen(command, env=environment, stdout=output, stderr=output, start_new_session=True)
 
