@@ -33,7 +33,7 @@ demo: $(RUNTIME)  ## Start a stack of its own, search with an edited picture, pr
 test: check chromium full-servers  ## Install what the tests need, run all checks and all tests
 	$(BIN)/pytest
 
-test-faults-long: full-servers faketime  ## The faults that take minutes each, 50 in all: a storm of rebalances, stores away for long, a wrong clock
+test-faults-long: full-servers faketime  ## The faults that take minutes each, an hour in all: a storm of rebalances, stores away for long, a wrong clock
 	$(BIN)/pytest tests/faults_long
 
 # A wrong clock is a library's lie, the system's package faketime.

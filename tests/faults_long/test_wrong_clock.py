@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from infra.local_stack import ports
 from infra.settings import ProcessorSettings
 from schemas.events import ReasonCode
 from schemas.tables import RowState
@@ -19,6 +20,7 @@ from schemas.topics import HEADER_REASON
 from tests.bridge import scan
 from tests.conftest import FreshSettings, unavailable
 from tests.deployment import Deployment, WorkerProcess, deployed, until
+from tests.faults_long.wrong_clock_worker import PRELOAD
 from tests.numbered import Numbered
 
 pytestmark = pytest.mark.timeout(900)
@@ -28,6 +30,10 @@ AHEAD = timedelta(minutes=10)
 TOO_FAR_AHEAD = timedelta(minutes=20)
 """S3 takes requests that are signed within a quarter of an hour."""
 STARTED = "worker started"
+
+
+class WrongClockWorker(WorkerProcess):
+    program = "tests.faults_long.wrong_clock_worker"
 
 
 @pytest.fixture
@@ -98,11 +104,13 @@ async def started_ahead(
     deployment: Deployment, library: Path, monkeypatch: pytest.MonkeyPatch, offset: timedelta
 ) -> WorkerProcess:
     """A worker whose clock is ahead; its log shows it. Only the time of day: time-outs and waits stay as they are."""
+    settings = deployment.settings.model_copy(update={"processor_port": ports.find_free(1)[0]})
     with monkeypatch.context() as patched:
-        patched.setenv("LD_PRELOAD", str(library))
+        patched.setenv(PRELOAD, str(library))
         patched.setenv("FAKETIME", f"+{offset.total_seconds():.0f}s")
         patched.setenv("FAKETIME_DONT_FAKE_MONOTONIC", "1")
-        worker = deployment.worker()
+        worker = WrongClockWorker(settings, deployment.folder, name="wrong-clock")
+    deployment.workers.append(worker)
     await until(lambda: worker.says(STARTED))
     lines = [json.loads(line) for line in worker.log.read_text().splitlines() if STARTED in line]
     assert datetime.fromisoformat(lines[-1]["timestamp"]) > datetime.now(UTC) + offset / 2
