@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 
 from infra import kafka
 from infra.local_stack import ports
@@ -38,20 +38,22 @@ async def relaying(settings: ProcessorSettings) -> AsyncIterator[None]:
         yield
     finally:
         running.cancel()
-        await asyncio.wait([running])
+        with suppress(asyncio.CancelledError):
+            await running
         await producer.close()
         await broker.close()
 
 
 @asynccontextmanager
 async def scanning(settings: ProcessorSettings) -> AsyncIterator[None]:
-    """The bridge with its scans, which hears of no change."""
+    """The bridge without a change log: what happened while nobody looked is found by its scans alone."""
     running = asyncio.create_task(service.serve(bridge_settings(settings, follow="none")))
     try:
         yield
     finally:
         running.cancel()
-        await asyncio.wait([running])
+        with suppress(asyncio.CancelledError):
+            await running
 
 
 async def scan(deployment: Deployment) -> None:

@@ -179,6 +179,10 @@ class Deployment:
 
     async def is_shared_by(self, workers: int) -> bool:
         """Whether the group is settled with so many members, each with partitions of its own."""
+        return len(await self.members()) == workers
+
+    async def members(self) -> set[str]:
+        """Who is in the group, when it is settled. A worker that is thrown out and comes back has another name."""
         admin = AIOKafkaAdminClient(bootstrap_servers=list(self.settings.kafka_bootstrap))
         await admin.start()
         try:
@@ -186,11 +190,11 @@ class Deployment:
         except KafkaError as error:
             if not error.retriable:
                 raise
-            return False  # a broker that has just started has no coordinator yet
+            return set()  # a broker that has just started has no coordinator yet
         finally:
             await admin.close()
         [group] = answer.to_object()["groups"]
-        return group["state"] == "Stable" and len(group["members"]) == workers
+        return {member["member_id"] for member in group["members"]} if group["state"] == "Stable" else set()
 
     async def row(self, key: str) -> ImageRow | None:
         object_id = ObjectRef(self.bucket, key).object_id

@@ -1,12 +1,11 @@
 """The real worker, of which one part stands still for a while, once, in the first batch.
 
-BLOCKED_PART: `model`, the thread that the model runs on, or `loop`, the event loop of the process; for BLOCKED_SECONDS.
+Arguments: `model`, the thread that the model runs on, or `loop`, the event loop of the process; for how many seconds.
 """
 
 from __future__ import annotations
 
 import asyncio
-import os
 import sys
 import time
 from pathlib import Path
@@ -20,7 +19,6 @@ from processors.app import run
 from processors.embedding.embedder import Pixels, Vectors
 from processors.embedding.model_thread import ModelThread
 
-PART, SECONDS = "BLOCKED_PART", "BLOCKED_SECONDS"
 BLOCKED, FREE = "it stands still", "it goes on"
 STEP_BEFORE_THE_MODEL = 5
 
@@ -49,11 +47,12 @@ class Block:
 if __name__ == "__main__":
     settings = load(ProcessorSettings, state_dir=Path("/nonexistent"))
     configure_logging(settings, "worker")
-    block = Block(os.environ[PART], float(os.environ[SECONDS]))
+    part, seconds = sys.argv[1:]
+    block = Block(part, float(seconds))
     embed = ModelThread._embed
 
     def late(self: ModelThread, pixels: Pixels) -> Vectors:
-        if os.environ[PART] == "model":
+        if part == "model":
             block.stand_still()
         return embed(self, pixels)
 

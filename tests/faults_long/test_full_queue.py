@@ -66,9 +66,5 @@ async def _errors(settings: ProcessorSettings) -> float:
     async with aiohttp.ClientSession(settings.s3_endpoint) as session, session.get("/minio/metrics/v3/notification") as answer:
         text = await answer.text()
     samples = [sample for family in text_string_to_metric_families(text) for sample in family.samples]
+    print(text)
     return sum(sample.value for sample in samples if sample.name == ERRORS)
-
-
-async def _metrics(settings):
-    async with aiohttp.ClientSession(settings.s3_endpoint) as session, session.get("/minio/metrics/v3/notification") as answer:
-        return await answer.text()
