@@ -41,7 +41,6 @@ async def test_queue_of_events_full(fresh_settings: FreshSettings, servers: Serv
                 await new.put()
                 await old.change()
                 assert minio.stored_events() == QUEUE_LIMIT
-                print(await _metrics(settings))
                 assert await _errors(settings) - before >= OBJECTS - QUEUE_LIMIT
             await servers.stack.wait_ready("kafka")
 
