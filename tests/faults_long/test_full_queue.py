@@ -11,6 +11,7 @@ import aiohttp
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from infra.local_stack.minio import STORED
 from infra.settings import ProcessorSettings
 from tests.bridge import relaying, scan
 from tests.conftest import FreshSettings, Servers
@@ -27,7 +28,7 @@ ERRORS = "minio_notification_events_errors_total"
 
 
 async def test_queue_of_events_full(fresh_settings: FreshSettings, servers: Servers, tmp_path: Path) -> None:
-    environment = {"MINIO_NOTIFY_KAFKA_QUEUE_LIMIT_STORED": str(QUEUE_LIMIT), "MINIO_PROMETHEUS_AUTH_TYPE": "public"}
+    environment = {f"MINIO_NOTIFY_KAFKA_QUEUE_LIMIT_{STORED}": str(QUEUE_LIMIT), "MINIO_PROMETHEUS_AUTH_TYPE": "public"}
     async with own_minio(servers, tmp_path / "minio", **environment) as minio:
         settings = fresh_settings(ProcessorSettings, **minio.values, decode_workers=1)
         async with deployed(settings, tmp_path) as deployment, relaying(settings):
