@@ -18,11 +18,11 @@ INSTALL_PROJECT := $(PIP) install --quiet --no-deps --no-build-isolation --edita
 RUNTIME := $(VENV)/installed-runtime
 DEVELOPMENT := $(VENV)/installed-development
 
-.PHONY: help run demo test chromium full-servers unit check bench soak lock install clean
+.PHONY: help run demo test test-faults-long chromium full-servers faketime unit check bench soak lock install clean
 .DEFAULT_GOAL := help
 
 help:  ## List these commands
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-17s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 run: $(RUNTIME)  ## Install, start everything, put sample pictures; stays until Ctrl-C (PROFILE=embedded or full)
 	@exec $(BIN)/image-search up --profile $(PROFILE) --samples
@@ -32,6 +32,16 @@ demo: $(RUNTIME)  ## Start a stack of its own, search with an edited picture, pr
 
 test: check chromium full-servers  ## Install what the tests need, run all checks and all tests
 	$(BIN)/pytest
+
+test-faults-long: full-servers faketime  ## The faults that take minutes each, an hour in all: a storm of rebalances, stores away for long, a wrong clock
+	$(BIN)/pytest tests/faults_long
+
+# A wrong clock is a library's lie, the system's package faketime.
+faketime:
+	@ls /usr/lib/*/faketime/libfaketimeMT.so.1 >/dev/null 2>&1 || { test "$$(id -u)" = 0 && command -v apt-get >/dev/null \
+		&& echo "installing faketime for the tests of a wrong clock" \
+		&& apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends faketime >/dev/null; } \
+		|| echo "faketime is missing and only root may install it: the tests of a wrong clock are skipped (on CI they fail). apt install faketime"
 
 # The page is tested in the system's Chromium, the one part of the tests that pip cannot bring.
 chromium:

@@ -6,10 +6,12 @@ Facts about Faust that shape this file stand in ARCHITECTURE.md ("What Faust doe
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
+import threading
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager
 from typing import Any
 
 import faust
@@ -44,6 +46,8 @@ log = structlog.get_logger(__name__)
 
 COMMIT_SECONDS = 5.0
 STREAM_BUFFER_EVENTS = 64
+# Longer than the batcher waits for batches in flight, and the commit and the producer after it.
+STUCK_SECONDS = 60.0
 
 
 def make_app(settings: ProcessorSettings, batcher: Batcher) -> faust.App:
@@ -138,20 +142,41 @@ async def run(settings: ProcessorSettings, *, after_step: AfterStep | None = Non
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    async with _parts(settings, after_step) as (batcher, watchdog, app):
-        await batcher.start()
-        await app.start()
-        await watchdog.start()
-        log.info("worker started")
-        await _first_of(stop.wait(), *(service._crashed.wait() for service in (app, batcher, watchdog)))
-        log.info("worker stops", asked=stop.is_set())
-        await watchdog.stop()
-        await app.stop()
-        await batcher.stop()
-        reasons = [service.crash_reason for service in (app, batcher, watchdog) if service.crash_reason]
+    with ExitStack() as last_resort:
+        async with _parts(settings, after_step) as (batcher, watchdog, app):
+            await batcher.start()
+            await app.start()
+            await watchdog.start()
+            log.info("worker started")
+            await _first_of(stop.wait(), *(service._crashed.wait() for service in (app, batcher, watchdog)))
+            log.info("worker stops", asked=stop.is_set())
+            if watchdog.crashed:
+                last_resort.enter_context(ended_within(STUCK_SECONDS))
+            await watchdog.stop()
+            await app.stop()
+            await batcher.stop()
+            reasons = [service.crash_reason for service in (app, batcher, watchdog) if service.crash_reason]
     for reason in reasons:
         log.error("worker died", error=repr(reason))
     return 1 if reasons else 0
+
+
+@contextmanager
+def ended_within(seconds: float, end: Callable[[int], object] = os._exit) -> Iterator[None]:
+    """The process ends with status 1 when the block takes longer. A clean stop waits for the call that runs on the model's
+    thread: should that be what is stuck, it never returns, and a thread cannot be killed."""
+
+    def give_up() -> None:
+        log.error("worker ends without tidying up: a part of it does not return", seconds=seconds)
+        end(1)
+
+    timer = threading.Timer(seconds, give_up)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 @asynccontextmanager

@@ -14,6 +14,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import ClassVar
 
 from aiokafka.admin import AIOKafkaAdminClient  # type: ignore[import-untyped]  # aiokafka ships no types
 from aiokafka.errors import KafkaError  # type: ignore[import-untyped]  # aiokafka ships no types
@@ -54,12 +55,14 @@ def environment_of(settings: ProcessorSettings) -> dict[str, str]:
 class WorkerProcess:
     """A worker as a process, which may have a failpoint."""
 
+    program: ClassVar[str] = "tests.faults.worker"
+
     def __init__(self, settings: ProcessorSettings, folder: Path, *, name: str, failpoint: Failpoint = ()) -> None:
         self.log = folder / f"{name}.log"
         self.port = settings.processor_port
         environment = {**os.environ, **environment_of(settings)}
         environment[f"{ENV_PREFIX}PROCESSOR_DATA_DIR"] = str(folder / name)
-        command = [sys.executable, "-m", "tests.faults.worker", *failpoint]
+        command = [sys.executable, "-m", self.program, *failpoint]
         with self.log.open("ab") as output:
             self.process = subprocess.Popen(command, env=environment, stdout=output, stderr=output, start_new_session=True)
 
@@ -176,6 +179,10 @@ class Deployment:
 
     async def is_shared_by(self, workers: int) -> bool:
         """Whether the group is settled with so many members, each with partitions of its own."""
+        return len(await self.members()) == workers
+
+    async def members(self) -> set[str]:
+        """Who is in the group, when it is settled. A worker that is thrown out and comes back has another name."""
         admin = AIOKafkaAdminClient(bootstrap_servers=list(self.settings.kafka_bootstrap))
         await admin.start()
         try:
@@ -183,11 +190,11 @@ class Deployment:
         except KafkaError as error:
             if not error.retriable:
                 raise
-            return False  # a broker that has just started has no coordinator yet
+            return set()  # a broker that has just started has no coordinator yet
         finally:
             await admin.close()
         [group] = answer.to_object()["groups"]
-        return group["state"] == "Stable" and len(group["members"]) == workers
+        return {member["member_id"] for member in group["members"]} if group["state"] == "Stable" else set()
 
     async def row(self, key: str) -> ImageRow | None:
         object_id = ObjectRef(self.bucket, key).object_id

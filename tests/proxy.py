@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
+from typing import Literal
 
 CHUNK_BYTES = 64 * 1024
 
@@ -12,7 +13,9 @@ CHUNK_BYTES = 64 * 1024
 class Proxy:
     """Forwards to one address. `lose_answers`: what the server says is thrown away and the connection is cut, so that the
     client cannot know whether its request was done. `delay_seconds`: every answer waits for so long. `stall`: nothing passes
-    any more, in connections old and new; what was sent meanwhile comes late, as it does when a network is whole again."""
+    any more, in connections old and new; what was sent meanwhile comes late, as it does when a network is whole again.
+    `swallow`: of an answer nothing comes through, or the head of HTTP and no body; its connection stays open, and silent for
+    good."""
 
     def __init__(self, host: str, port: int) -> None:
         self._host, self._port = host, port
@@ -22,6 +25,8 @@ class Proxy:
         self.stalled = 0
         self._passing = asyncio.Event()
         self._passing.set()
+        self.swallow: Literal["answers", "bodies", None] = None
+        self.swallowed = 0
         self._tasks: set[asyncio.Task[None]] = set()
         self._server: asyncio.Server | None = None
 
@@ -76,6 +81,7 @@ class Proxy:
             self._tasks.discard(task)
 
     async def _forward(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, answers: bool) -> None:
+        silent = False
         with suppress(OSError):
             while data := await reader.read(CHUNK_BYTES):
                 if answers and self.lose_answers:
@@ -86,5 +92,16 @@ class Proxy:
                 if not self._passing.is_set():
                     self.stalled += 1
                     await self._passing.wait()
+                if answers and (silent or self.swallow):
+                    passed = _head_of(data) if self.swallow == "bodies" and not silent else b""
+                    silent = silent or len(passed) < len(data)
+                    self.swallowed += silent
+                    data = passed
                 writer.write(data)
                 await writer.drain()
+
+
+def _head_of(data: bytes) -> bytes:
+    """The head of an HTTP answer that begins here; nothing of one that goes on here."""
+    head, end, _ = data.partition(b"\r\n\r\n")
+    return head + end if head.startswith(b"HTTP/") else b""

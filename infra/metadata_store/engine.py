@@ -39,7 +39,9 @@ _WRITES = "image_search_writes"
 # start, the first two get their locks and the third sees the other's row.
 _MYSQL_LOST_A_RACE = frozenset({1062, 1205, 1213})
 _MYSQL_NO_SCHEMA = frozenset({1049, 1054, 1146})  # unknown database, column, table
+_MYSQL_NO_ROOM = frozenset({1021, 1114})  # disk full, table full
 _SQLITE_LOST_A_RACE = "database is locked"
+_SQLITE_NO_ROOM = "database or disk is full"
 _SQLITE_NO_SCHEMA = ("no such table", "no such column", "unable to open database file")
 
 
@@ -211,6 +213,8 @@ def translated(error: Exception) -> ConfigurationError | StoreUnavailable:
     code, text = _code_and_text(error)
     if code in _MYSQL_NO_SCHEMA or any(part in text for part in _SQLITE_NO_SCHEMA):
         return ConfigurationError(f"the database is missing or has not the schema of this version; {UPGRADE_HINT}")
+    if code in _MYSQL_NO_ROOM or _SQLITE_NO_ROOM in text:
+        return store_error(STORE, "the disk is full: make room where the database lies")
     return store_error(STORE, f"{type(getattr(error, 'orig', None) or error).__name__} {code or ''}".rstrip())
 
 

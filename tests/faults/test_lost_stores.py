@@ -8,22 +8,18 @@ saves it, also to a database of another kind.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import sys
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Literal
 
 import pytest
 
 from infra import vector_store
-from infra.local_stack import ports
-from infra.settings import BridgeSettings, ProcessorSettings
+from infra.settings import ProcessorSettings
 from infra.verify import verify
-from ingest_bridge import service
 from schemas.tables import ModelState, RowState
+from tests.bridge import scanning
 from tests.conftest import FreshSettings
 from tests.deployment import Deployment, deployed, environment_of
 from tests.pictures import jpeg
@@ -53,7 +49,7 @@ async def test_a_lost_store_is_rebuilt(
     async with deployed(after, tmp_path / "after") as deployment:
         assert not (await verify(after)).clean
         worker = deployment.worker()
-        async with _bridge(after):
+        async with scanning(after):
             await _command(after, tmp_path, "rebuild")
         await deployment.verified()
         indexed = {key for key, row in (await deployment.rows()).items() if row.state is RowState.INDEXED}
@@ -88,7 +84,7 @@ async def test_rows_and_vectors_come_back_from_a_backup(
         await _command(after, tmp_path, "restore", str(tmp_path / "backup"))
         assert len(await deployment.rows()) == OBJECTS
         worker = deployment.worker()
-        async with _bridge(after):
+        async with scanning(after):
             await _command(after, tmp_path, "rebuild")
         await deployment.verified()
         rows = await deployment.rows()
@@ -122,20 +118,6 @@ def _with_an_empty(lost: str, settings: ProcessorSettings, folder: Path) -> dict
     if lost == "broker":
         return {"kafka_topic_prefix": f"{settings.kafka_topic_prefix}new."}
     return {}
-
-
-@asynccontextmanager
-async def _bridge(settings: ProcessorSettings) -> AsyncIterator[None]:
-    """Without a change log: what happened while nobody looked is found by the scan alone."""
-    values = {name: getattr(settings, name) for name in BridgeSettings.model_fields if hasattr(settings, name)}
-    made = BridgeSettings.model_validate({**values, "follow": "none", "bridge_port": ports.find_free(1)[0]})
-    running = asyncio.create_task(service.serve(made))
-    try:
-        yield
-    finally:
-        running.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await running
 
 
 async def _command(settings: ProcessorSettings, folder: Path, *arguments: str) -> None:
