@@ -271,18 +271,18 @@ def add(context: click.Context, name: str) -> None:
     from ingest_bridge.provision import follow_bucket
 
     asyncio.run(follow_bucket(load(CommonSettings, state_dir=_state_dir(context)), name, click.echo))
-    click.echo(f"{name} is followed as soon as the bridge sees it, and scanned then: image-search scan --bucket {name}")
+    click.echo(f"{name} is followed within seconds, by every bridge, and then scanned: image-search scan --bucket {name}")
 
 
 @buckets.command()
 @click.argument("name")
 @click.pass_context
 def remove(context: click.Context, name: str) -> None:
-    """Follow the bucket NAME no more. What is indexed of it stays: empty the bucket first to have that removed."""
+    """Follow the bucket NAME no more. What is indexed of it stays as it is: empty the bucket first to have that removed."""
     from ingest_bridge.provision import unfollow_bucket
 
     asyncio.run(unfollow_bucket(load(CommonSettings, state_dir=_state_dir(context)), name, click.echo))
-    click.echo(f"{name} is not followed any more; what was indexed of it can still be found")
+    click.echo(f"{name} is not followed any more; what was indexed of it can still be found, and stays as it was then")
 
 
 commands: list[click.Command] = [bridge, scan, rebuild, put, provision, buckets]

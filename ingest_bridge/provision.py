@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence
 
 from infra import kafka, metadata_store, object_store
@@ -46,7 +45,6 @@ async def provision(settings: CommonSettings, say: Callable[[str], None], *, dry
 
 async def follow_bucket(settings: CommonSettings, bucket: str, say: Callable[[str], None]) -> None:
     """Have running bridges follow one more bucket, which is made if it is missing. Raises as `provision` does."""
-    _check_name(bucket)
     objects, metadata = await object_store.connect(settings), await metadata_store.connect(settings)
     try:
         await metadata.check()
@@ -57,20 +55,32 @@ async def follow_bucket(settings: CommonSettings, bucket: str, say: Callable[[st
     finally:
         await objects.close()
         await metadata.close()
+    if settings.follow == "notifications" and not settings.notification_arns:
+        say(f"no notification rules are set: have the store announce the changes of {bucket} as it does those of the others")
 
 
 async def unfollow_bucket(settings: CommonSettings, bucket: str, say: Callable[[str], None]) -> None:
-    """What is indexed of it stays. Raises ConfigurationError for a bucket that was not added by `follow_bucket`."""
+    """No row and no vector goes (invariant 11). Raises ConfigurationError for a bucket that `follow_bucket` did not add."""
     objects, metadata = await object_store.connect(settings), await metadata_store.connect(settings)
     try:
-        if not await metadata.remove_bucket(bucket):
-            named = " It is named in IMAGE_SEARCH_BUCKETS: take it out there." if bucket in settings.buckets else ""
-            raise ConfigurationError(f"{bucket!r} is not among the added buckets.{named}")
-        if bucket not in settings.buckets and not await _is_missing(objects, bucket):
-            await _rules(settings, objects, bucket, (), say)
+        if bucket in settings.buckets:
+            await metadata.remove_bucket(bucket)
+            raise ConfigurationError(f"{bucket!r} is named in IMAGE_SEARCH_BUCKETS, and followed until it is taken out there")
+        if bucket not in await metadata.added_buckets():
+            raise ConfigurationError(f"{bucket!r} is not among the added buckets")
+        await _take_rules_away(settings, objects, bucket, say)
+        await metadata.remove_bucket(bucket)
     finally:
         await objects.close()
         await metadata.close()
+
+
+async def _take_rules_away(settings: CommonSettings, objects: ObjectStore, bucket: str, say: Callable[[str], None]) -> None:
+    try:
+        await _rules(settings, objects, bucket, (), say)
+    except StoreRefused as refused:
+        # It is gone, or not ours any more: a reason to take it away, none to keep it.
+        say(f"notification rules of {bucket} stay as they are: {refused}")
 
 
 async def _rules(
@@ -85,14 +95,6 @@ async def _rules(
     """Of no concern for a store whose changes are heard of in another way."""
     if settings.follow == "notifications" and settings.notification_arns:
         await provision_rules(objects, bucket, targets, say=say, dry_run=dry_run)
-
-
-def _check_name(bucket: str) -> None:
-    if not re.fullmatch(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]", bucket):
-        raise ConfigurationError(
-            f"{bucket!r} is no name of a bucket: it has 3 to 63 lower-case letters, digits, dots and hyphens, and begins and "
-            "ends with a letter or digit"
-        )
 
 
 async def _make_topics(settings: CommonSettings, say: Callable[[str], None]) -> None:

@@ -131,11 +131,19 @@ class ScanWorker:
             )
             return True
         if arguments.bucket not in self._buckets:
-            message = f"the bucket {arguments.bucket!r} is not followed: name it in IMAGE_SEARCH_BUCKETS"
-            await self._finish(job, JobState.FAILED, job.progress, message)
-            return True
+            return await self._turn_down(job, arguments.bucket)
         await self._work(job, arguments, self._make_scan(job.job_id, arguments, progress))
         return True
+
+    async def _turn_down(self, job: Job, bucket: str) -> bool:
+        added = await until_done(self._metadata.added_buckets, on_wait=_waited_for)
+        if bucket not in added:
+            message = f"the bucket {bucket!r} is not followed: image-search buckets add {bucket}"
+            await self._finish(job, JobState.FAILED, job.progress, message)
+            return True
+        # Added a moment ago: it waits for a bridge that has seen that, another one or this one as it begins anew.
+        await until_done(lambda: self._update(job, JobState.QUEUED, job.progress, None), on_wait=_waited_for)
+        return False
 
     async def _work(self, job: Job, arguments: ScanArguments, scan: Scan) -> None:
         log.info("scan begins", bucket=arguments.bucket, prefix=arguments.prefix, resumed=scan.progress.last_key is not None)

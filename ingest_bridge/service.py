@@ -127,7 +127,7 @@ async def _parts(settings: BridgeSettings) -> AsyncIterator[dict[str, Part]]:
             schedule=schedule,
         )
         parts: dict[str, Part] = {
-            BUCKET_WATCH: partial(_until_buckets_change, configured, metadata, followed),
+            BUCKET_WATCH: partial(until_buckets_change, configured, metadata, followed),
             "scan schedule": schedule.run,
             "scans": scans.run,
             "purge": partial(_purge, metadata, settings.deleted_retention_days),
@@ -273,7 +273,8 @@ async def _start(health: HealthServer, settings: BridgeSettings) -> None:
         ) from None
 
 
-async def _until_buckets_change(settings: BridgeSettings, metadata: MetadataStore, followed: Sequence[str]) -> None:
+async def until_buckets_change(settings: BridgeSettings, metadata: MetadataStore, followed: Sequence[str]) -> None:
+    """`followed`: as they were when the parts were made."""
     while True:
         await asyncio.sleep(settings.bucket_poll_seconds)
         try:

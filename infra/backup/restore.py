@@ -19,13 +19,13 @@ from infra import metadata_store, vector_store
 from infra.backup.manifest import CollectionPart, Manifest, kept_tables, read_manifest, record_type
 from infra.backup.take import PAGE_ROWS, Progress
 from infra.errors import ConfigurationError
-from infra.metadata_store.interface import ImageRow, MetadataStore
+from infra.metadata_store.interface import ImageRow, MetadataStore, ModelRow
 from infra.metadata_store.schema import head_version
 from infra.metadata_store.table_copy import TableCopy, from_json
 from infra.settings import CommonSettings
 from infra.vector_store.interface import VectorStore
 from schemas import tables
-from schemas.identity import ContentHash, ObjectId
+from schemas.identity import ContentHash, ModelFingerprint, ObjectId
 from schemas.tables import ModelState, RowState
 from schemas.vectors import VectorRow
 
@@ -60,21 +60,21 @@ async def restore_backup(settings: CommonSettings, folder: Path, progress: Progr
         vectors = await vector_store.connect(settings)
         stack.push_async_callback(vectors.close)
         await copy.check()
-        part, collection = await _fitting(manifest, metadata)
-        if not go_on and (await copy.count(tables.images.name) or await vectors.count(collection)):
+        part, model = await _fitting(manifest, metadata)
+        if not go_on and (await copy.count(tables.images.name) or await vectors.count(model.collection)):
             raise ConfigurationError(
                 "the stores are not empty. Restore into empty ones, or with --continue if an earlier restore of this backup "
                 "was interrupted: what is there stays as it is"
             )
-        rows = await _restore_tables(copy, manifest, folder, progress)
+        rows = await _restore_tables(copy, manifest, folder, model.fingerprint, progress)
         pages = _records(folder / part.file, part.dimension)
-        write = partial(_restore_page, metadata, vectors, collection)
+        write = partial(_restore_page, metadata, vectors, model.collection)
         written = await _restore_vectors(pages, write, partial(progress, f"vectors of {part.model}"), part.vectors)
     return Restored(rows, written, part.vectors - written)
 
 
-async def _fitting(manifest: Manifest, metadata: MetadataStore) -> tuple[CollectionPart, str]:
-    """The backup's part for the model that these stores were made with, and its collection here."""
+async def _fitting(manifest: Manifest, metadata: MetadataStore) -> tuple[CollectionPart, ModelRow]:
+    """The backup's part for the model that these stores were made with, and that model as it is noted here."""
     if manifest.schema_version != head_version():
         raise ConfigurationError(
             f"the backup has schema version {manifest.schema_version}, this program {head_version()}: restore it with the "
@@ -89,10 +89,12 @@ async def _fitting(manifest: Manifest, metadata: MetadataStore) -> tuple[Collect
             f"these stores are made for {active[0].name}, fingerprint {active[0].fingerprint[:16]}; the backup has vectors of: "
             f"{known}. Set IMAGE_SEARCH_MODEL to one of them, empty the stores, and run `image-search upgrade` again"
         )
-    return manifest.collections[active[0].fingerprint], active[0].collection
+    return manifest.collections[active[0].fingerprint], active[0]
 
 
-async def _restore_tables(copy: TableCopy, manifest: Manifest, folder: Path, progress: Progress) -> int:
+async def _restore_tables(
+    copy: TableCopy, manifest: Manifest, folder: Path, model: ModelFingerprint, progress: Progress
+) -> int:
     restored = 0
     for table in kept_tables():
         # The model of these stores is the one that `upgrade` noted: its collection may have another name here.
@@ -102,12 +104,21 @@ async def _restore_tables(copy: TableCopy, manifest: Manifest, folder: Path, pro
         progress(table, 0, part.rows)
         for page in _pages(folder / part.file):
             rows = [from_json(table, row) for row in page]
-            await copy.add(table, [_later(row) for row in rows] if table == tables.images.name else rows)
+            await copy.add(table, _fit_for_here(table, rows, model))
             done += len(rows)
             progress(table, done, part.rows)
         if table == tables.images.name:
             restored = done
     return restored
+
+
+def _fit_for_here(table: str, rows: list[dict[str, Any]], model: ModelFingerprint) -> list[dict[str, Any]]:
+    if table == tables.images.name:
+        return [_later(row) for row in rows]
+    if table == tables.image_models.name:
+        # Of another model no vector is restored: a row that names one would keep it from ever being made.
+        return [row for row in rows if row["fingerprint"] == model]
+    return rows
 
 
 def _later(row: dict[str, Any]) -> dict[str, Any]:

@@ -123,11 +123,22 @@ def _new_folder(folder: Path) -> Iterator[Path]:
         # 0700 and 0600: it holds what people wrote about their pictures.
         scratch.mkdir(mode=0o700, parents=True)
         yield scratch
+        _to_disk(scratch)
         scratch.rename(folder)
+        _to_disk(folder.absolute().parent)
     except OSError as error:
         raise ConfigurationError(f"cannot write the backup to {folder}: {error.strerror}") from error
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _to_disk(folder: Path) -> None:
+    """The names in it: files are flushed one by one as they are written."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 @contextmanager

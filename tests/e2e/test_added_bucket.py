@@ -23,6 +23,7 @@ def test_a_bucket_added_while_everything_runs(deployment: Deployment) -> None:
 
     deployment.stack.run("buckets", "add", BUCKET)
     assert _announced(deployment) == (deployment.profile == "full")
+    deployment.stack.run("scan", "--bucket", BUCKET)  # asked for before the bridge can know
     _until_found(deployment, held, "held before.jpg")
     deployment.s3.put_object(Bucket=BUCKET, Key="put later.jpg", Body=put_later)
     _until_found(deployment, put_later, "put later.jpg")

@@ -157,6 +157,30 @@ async def test_a_vector_of_other_bytes_than_its_row_stays_behind(
         assert stored.object_id not in await other.held()
 
 
+async def test_vectors_of_another_model_are_not_said_to_be_there(
+    full: Stores, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other_model = ModelFingerprint("b" * 64)
+    row = (await full.rows())["a.jpg"]
+    written = RowWrite(replace(row, generation=row.generation + 1), row.generation, frozenset({MODEL, other_model}))
+    assert not await full.metadata.write([written])
+    await backup.take_backup(full.settings, tmp_path / "backup", silent)
+    async with made(tmp_path, "empty", monkeypatch) as other:
+        await backup.restore_backup(other.settings, tmp_path / "backup", silent)
+        models = await other.metadata.models_of([row.object_id])
+        assert models == {row.object_id: {MODEL: row.content_hash}}
+
+
+async def test_buckets_that_were_added_are_followed_again(
+    full: Stores, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await full.metadata.add_bucket("holiday")
+    await backup.take_backup(full.settings, tmp_path / "backup", silent)
+    async with made(tmp_path, "empty", monkeypatch) as other:
+        await backup.restore_backup(other.settings, tmp_path / "backup", silent)
+        assert await other.metadata.added_buckets() == ["holiday"]
+
+
 async def test_an_interrupted_restore_goes_on_and_what_is_there_stays(
     full: Stores, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

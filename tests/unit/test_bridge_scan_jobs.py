@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import pytest
 
@@ -29,7 +29,9 @@ class JobWorld(ScanWorld):
         self.failed_buckets: list[str] = []
         self.before_scan: Callable[[Scan], None] = lambda scan: None
 
-    async def worker(self, owner: str = "one", *, report_seconds: float = 0.001) -> ScanWorker:
+    async def worker(
+        self, owner: str = "one", *, buckets: Sequence[str] = (BUCKET,), report_seconds: float = 0.001
+    ) -> ScanWorker:
         producer = await self.broker.producer()
 
         def make(scan_id: str, arguments: ScanArguments, progress: ScanProgress) -> Scan:
@@ -41,7 +43,7 @@ class JobWorld(ScanWorld):
         return ScanWorker(
             self.metadata,
             make,
-            buckets=[BUCKET],
+            buckets=buckets,
             owner=owner,
             on_failed=self.failed_buckets.append,
             report_seconds=report_seconds,
@@ -105,6 +107,18 @@ async def test_what_cannot_be_scanned_fails_with_a_reason(world: JobWorld, argum
     assert job.state is JobState.FAILED
     assert job.message is not None and words in job.message
     assert world.begun == []
+
+
+async def test_a_scan_of_a_bucket_that_was_just_added_waits_for_a_bridge_that_follows_it(world: JobWorld) -> None:
+    await world.metadata.add_bucket("elsewhere")
+    job_id = await world.ask(bucket="elsewhere")
+    assert not await (await world.worker()).run_next()
+    job = await world.job(job_id)
+    assert (job.state, job.message, job.lease_until_us) == (JobState.QUEUED, None, 0)
+    assert world.begun == []
+    await world.objects.ensure_bucket("elsewhere")
+    assert await (await world.worker("two", buckets=[BUCKET, "elsewhere"])).run_next()
+    assert (await world.job(job_id)).state is JobState.DONE
 
 
 async def test_a_mass_removal_leaves_the_job_stopped(world: JobWorld) -> None:

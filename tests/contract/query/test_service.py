@@ -30,6 +30,15 @@ async def test_status(world: QueryWorld, client: Client) -> None:
     assert status["freshness"]["indexed_through"].startswith("2023-11-14T22:13:19.6")
 
 
+async def test_a_bucket_that_is_added_is_looked_after_without_a_restart(world: QueryWorld, client: Client) -> None:
+    assert (await (await client.get("/v1/status")).json())["buckets"] == [BUCKET]
+    await world.metadata.add_bucket("holiday")
+    assert (await (await client.get("/v1/status")).json())["buckets"] == [BUCKET, "holiday"]
+    assert (await client.get("/healthz/ready")).status == 503  # there is no such bucket yet
+    await world.objects.ensure_bucket("holiday")
+    assert (await client.get("/healthz/ready")).status == 200
+
+
 async def test_health_by_component(world: QueryWorld, client: Client) -> None:
     assert (await client.get("/healthz/live")).status == 200
     response = await client.get("/healthz/ready")
