@@ -25,7 +25,7 @@ from tests.deployment import Deployment, deployed, until
 from tests.own_minio import OwnMinio, own_minio
 from tests.pictures import jpeg
 
-OBJECTS_WITHOUT_BROKER = 12
+OBJECTS_WITHOUT_BROKER = 6
 """Of each bucket. Against a broker that is away MinIO answers a PUT only after half a second, one after the other."""
 OBJECTS_A_KILL = 60
 CLIENTS = 16
