@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn, Protocol, TypeVar
 
 import pytest
+from hypothesis import HealthCheck
+from hypothesis import settings as hypothesis_settings
 from sqlalchemy import create_engine, make_url, text
 
 from infra.errors import ImageSearchError
@@ -19,6 +21,12 @@ from infra.settings import CommonSettings, StackSettings
 
 if TYPE_CHECKING:
     from infra.local_stack.supervisor import Supervisor
+
+# No test asserts a time, and an example that a busy machine was slow at is no failure.
+hypothesis_settings.register_profile(
+    "no time-outs", hypothesis_settings(), deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
+hypothesis_settings.load_profile("no time-outs")
 
 UNIT_TESTS = Path(__file__).parent / "unit"
 
