@@ -15,25 +15,29 @@ ENV_PREFIX = "IMAGE_SEARCH_"
 DEFAULT_STATE_DIR = Path(".image-search")
 STACK_FILE_NAME = "stack.env"
 
+
+def _split(value: object) -> object:
+    return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+
+
 LAST_PORT = 65535
 Port = Annotated[int, Field(ge=1, le=LAST_PORT)]
-Names = Annotated[tuple[str, ...], NoDecode]
+Names = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)]
 """A tuple that is written as one comma-separated value."""
-Numbers = Annotated[tuple[float, ...], NoDecode]
+Numbers = Annotated[tuple[float, ...], NoDecode, BeforeValidator(_split)]
 """The same of numbers."""
 OptionalFile = Annotated[Path | None, BeforeValidator(lambda value: value or None)]
 """Empty is none: that is how an environment takes back what a file of settings gave."""
 
 
 def cache_home() -> Path:
+    """Folder of what is downloaded or converted once for all deployments of this user."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "image-search"
 
 
-def split_commas(value: object) -> object:
-    return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
-
-
 class ServiceSettings(BaseSettings):
+    """Read from the environment, never changed afterwards; defaults are checked like what is given."""
+
     model_config = SettingsConfigDict(env_prefix=ENV_PREFIX, extra="ignore", frozen=True, validate_default=True)
 
 

@@ -8,7 +8,7 @@ from typing import Literal, Self
 
 from pydantic import Field, SecretStr, model_validator
 
-from infra.settings.base import Names, OptionalFile, ServiceSettings, cache_home, split_commas
+from infra.settings.base import Names, OptionalFile, ServiceSettings, cache_home
 
 
 class CommonSettings(ServiceSettings):
@@ -90,12 +90,6 @@ class CommonSettings(ServiceSettings):
     )
     database_pool_size: int = Field(5, ge=1, le=100, description="Database connections of a process.")
     database_timeout_seconds: float = Field(10.0, gt=0, description="Longest wait for one transaction.")
-
-    @model_validator(mode="before")
-    @classmethod
-    def _comma_separated(cls, values: dict[str, object]) -> dict[str, object]:
-        names = ("buckets", "kafka_bootstrap", "notification_arns")
-        return {name: split_commas(value) if name in names else value for name, value in values.items()}
 
     @model_validator(mode="after")
     def _some_bucket(self) -> Self:

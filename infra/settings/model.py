@@ -7,7 +7,7 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from infra.settings.base import Numbers, ServiceSettings, split_commas
+from infra.settings.base import Numbers, ServiceSettings
 
 
 class ModelSettings(ServiceSettings):
@@ -51,11 +51,6 @@ class ModelSettings(ServiceSettings):
     max_object_bytes: int = Field(25 * 1024 * 1024, ge=1, description="Largest object that is read.")
     max_pixels: int = Field(50_000_000, ge=1, description="Most pixels of a picture, by its header.")
     min_side_pixels: int = Field(16, ge=1, description="Least width and height of a picture.")
-
-    @model_validator(mode="before")
-    @classmethod
-    def _colours(cls, values: dict[str, object]) -> dict[str, object]:
-        return {name: split_commas(value) if name in ("own_mean", "own_deviation") else value for name, value in values.items()}
 
     @model_validator(mode="after")
     def _three_colours(self) -> Self:

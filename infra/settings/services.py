@@ -7,7 +7,7 @@ from typing import Self
 
 from pydantic import Field, SecretStr, model_validator
 
-from infra.settings.base import Names, Port, ServiceSettings, split_commas
+from infra.settings.base import Names, Port, ServiceSettings
 from infra.settings.common import CommonSettings
 from infra.settings.model import ModelSettings
 
@@ -65,11 +65,6 @@ class ProcessorSettings(CommonSettings, ModelSettings):
     session_timeout_seconds: float = Field(10.0, ge=6, description="A worker silent for this long loses its partitions.")
     max_poll_interval_hours: float = Field(24.0, gt=0, description="Longest store outage that a worker sits out.")
     watchdog_seconds: float = Field(300.0, gt=0, description="Lag without any progress for this long ends the process.")
-
-    @model_validator(mode="before")
-    @classmethod
-    def _patterns(cls, values: dict[str, object]) -> dict[str, object]:
-        return {name: split_commas(value) if name in ("include", "exclude") else value for name, value in values.items()}
 
 
 class QuerySettings(CommonSettings, ModelSettings):

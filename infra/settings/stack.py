@@ -7,7 +7,7 @@ from typing import Self
 
 from pydantic import Field, model_validator
 
-from infra.settings.base import LAST_PORT, Names, Port, ServiceSettings, cache_home, split_commas
+from infra.settings.base import LAST_PORT, Names, Port, ServiceSettings, cache_home
 
 
 class StackSettings(ServiceSettings):
@@ -62,11 +62,6 @@ class StackSettings(ServiceSettings):
         description="Profile full: TLS and passwords between all parts, an account for each service with only what it needs.",
     )
     server_start_seconds: float = Field(180.0, gt=0, description="Longest time for a local server or service to become ready.")
-
-    @model_validator(mode="before")
-    @classmethod
-    def _comma_separated(cls, values: dict[str, object]) -> dict[str, object]:
-        return {name: split_commas(value) if name == "buckets" else value for name, value in values.items()}
 
     @model_validator(mode="after")
     def _ports_differ(self) -> Self:

@@ -36,9 +36,11 @@ def test_every_setting_is_described_and_names_its_unit() -> None:
 def test_lists_are_comma_separated(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("IMAGE_SEARCH_BUCKETS", "a, b,")
     monkeypatch.setenv("IMAGE_SEARCH_EXCLUDE", "*.tmp,thumbs/*")
+    monkeypatch.setenv("IMAGE_SEARCH_OWN_MEAN", "123.7, 116.3,103.5")
     loaded = load(ProcessorSettings, state_dir=tmp_path)
     assert loaded.buckets == ("a", "b")
     assert loaded.exclude == ("*.tmp", "thumbs/*")
+    assert loaded.own_mean == (123.7, 116.3, 103.5)
 
 
 def test_the_environment_wins_over_the_stack_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
