@@ -73,9 +73,9 @@ soak: full-servers  ## Constant load and a kill every minute (MINUTES=30 PROFILE
 lock:  ## Resolve the dependencies anew and write both lock files (needs the program uv)
 	@command -v uv >/dev/null || { echo "make lock needs the program uv: pip install uv"; exit 1; }
 	uv pip compile --quiet --universal --generate-hashes --python-version 3.11 --no-header pyproject.toml \
-		--extra local --extra evaluation --extra dev --output-file requirements-dev.lock
+		--extra local --extra training --extra dev --output-file requirements-dev.lock
 	uv pip compile --quiet --universal --generate-hashes --python-version 3.11 --no-header pyproject.toml \
-		--extra local --extra evaluation --constraint requirements-dev.lock --output-file requirements.lock
+		--extra local --extra training --constraint requirements-dev.lock --output-file requirements.lock
 
 install: $(RUNTIME)  ## Only install what running needs
 

@@ -118,7 +118,7 @@ def _make_ready(output: Path) -> None:
         import processors.training.plots  # noqa: F401
     except ImportError as error:
         raise ConfigurationError(
-            f"plots need a package that is not installed ({error.name}): pip install 'image-search[evaluation]', or leave out "
+            f"plots need a package that is not installed ({error.name}): pip install 'image-search[training]', or leave out "
             "--output"
         ) from None
     try:

@@ -127,7 +127,7 @@ main()
 def test_without_matplotlib_it_says_what_to_install_before_any_work(pictures: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-c", WITHOUT_PLOTS, "evaluate", str(pictures), "--edits", "--output", str(tmp_path / "out")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
-    assert done.returncode == 2 and "pip install 'image-search[evaluation]'" in done.stderr
+    assert done.returncode == 2 and "pip install 'image-search[training]'" in done.stderr
     assert not (tmp_path / "out").exists()
 
 
