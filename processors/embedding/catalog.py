@@ -232,8 +232,8 @@ def description_of(row: ModelRow) -> ModelDescription:
         description = TypeAdapter(ModelDescription).validate_python(row.description)
         is_same = fingerprint(description, TypeAdapter(Precision).validate_python(row.precision)) == row.fingerprint
     except ValidationError:
-        is_same = False
-    if not is_same:
+        description, is_same = None, False
+    if description is None or not is_same:
         raise ConfigurationError(
             f"the collection {row.collection} was made with {row.name} by a version that prepared pictures in another way. "
             f"Run that version again, or drop its model, or start anew with `image-search down --wipe`"
