@@ -36,6 +36,7 @@ from processors.embedding.active_model import active_model
 from processors.embedding.catalog import fingerprint
 from processors.embedding.choice import chosen
 from processors.embedding.open_models import OpenModels, model_of_row
+from processors.model_jobs import ModelJobs
 from processors.outcomes import RowMaker
 from processors.pipeline import AfterStep, Pipeline
 from processors.progress import Progress
@@ -217,6 +218,15 @@ async def _parts(
             progress=progress,
             **({"after_step": after_step} if after_step else {}),
         )
+        jobs = ModelJobs(
+            settings,
+            objects=objects,
+            metadata=metadata,
+            vectors=vectors,
+            models=models,
+            owner=f"{os.uname().nodename}/{os.getpid()}",
+        )
+        stack.push_async_callback(_cancelled, asyncio.create_task(jobs.run()))
         batcher = Batcher(
             pipeline.process,
             batch_size=settings.batch_size,
@@ -280,6 +290,11 @@ def _has_work(broker: Broker, batcher: Batcher, settings: ProcessorSettings) -> 
         return any(partition.pending for partition in lag)
 
     return has_work
+
+
+async def _cancelled(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    await asyncio.wait([task])
 
 
 def _say_waiting(error: TransientError, attempt: int) -> None:

@@ -67,8 +67,7 @@ class Finder:
 
 
 async def _vectors_of(model: Vectorizer, wanted: Mapping[ContentHash, Content], reusable: Holders) -> Results:
-    with timed(5, "hash"):
-        reused = await model.reuse({content: ids for content, ids in reusable.items() if content in wanted})
+    reused = await model.reuse({content: ids for content, ids in reusable.items() if content in wanted})
     to_embed = [one for content, one in wanted.items() if content not in reused]
     embedded = await model.embed(to_embed) if to_embed else {}
     count_vectors(embedded=len(to_embed), reused=len(reused))

@@ -111,9 +111,7 @@ async def test_a_failure_that_may_pass_is_tried_again_up_to_a_limit(world: ScanW
 
 
 @pytest.mark.parametrize("state", [ModelState.FILLING, ModelState.PREVIOUS])
-async def test_what_only_a_model_beside_the_active_one_lacks_is_brought_to_it_quietly(
-    world: ScanWorld, state: ModelState
-) -> None:
+async def test_what_only_another_model_lacks_is_brought_to_it_quietly(world: ScanWorld, state: ModelState) -> None:
     other = ModelFingerprint("e" * 64)
     await world.add_model(other, state)
     await world.index("lacks")
