@@ -125,8 +125,10 @@ async def verify_stores(
     prefix: str = "",
     progress: Progress | None = None,
     grace_seconds: float = GRACE_SECONDS,
+    whole: frozenset[ModelFingerprint] = frozenset(),
 ) -> Report:
-    return await _Verification(objects, metadata, vectors, buckets, prefix, progress or _silent, grace_seconds).run()
+    """`whole`: models that must hold every indexed row, as the active one must."""
+    return await _Verification(objects, metadata, vectors, buckets, prefix, progress or _silent, grace_seconds, whole).run()
 
 
 def _silent(_what: str, _number: int) -> None:
@@ -137,8 +139,8 @@ def _silent(_what: str, _number: int) -> None:
 class _Collection:
     name: str
     fingerprint: ModelFingerprint
-    # Every indexed row has a vector in the active model's collection; in the others only where a row says so.
-    is_active: bool
+    # Every indexed row has a vector in it, as in the active model's; in the others only where a row says so.
+    is_whole: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,7 +178,7 @@ def _vector_findings(view: _View, collection: _Collection) -> Iterator[Finding]:
             state = "no row" if row is None else f"row {row.state}"
             yield _finding(FindingKind.GHOST, view, f"a vector, but {state}", collection)
     elif held is None:
-        if collection.is_active or collection.fingerprint in view.models:
+        if collection.is_whole or collection.fingerprint in view.models:
             yield _finding(FindingKind.MISSING, view, "the row is indexed, but has no vector", collection)
     elif held != row.content_hash:
         yield _finding(FindingKind.WRONG_VECTOR, view, "the vector is of other bytes than the row", collection)
@@ -204,6 +206,7 @@ class _Verification:
     prefix: str
     progress: Progress
     grace_seconds: float
+    whole: frozenset[ModelFingerprint]
     collections: list[_Collection] = field(default_factory=list)
     vector_ids: dict[str, set[ObjectId]] = field(default_factory=dict)
     object_ids: set[ObjectId] = field(default_factory=set)
@@ -234,8 +237,8 @@ class _Verification:
         for model in await self.metadata.models():
             if model.state is ModelState.DROPPED or not await self.vectors.has_collection(model.collection):
                 continue
-            is_active = model.state is ModelState.ACTIVE
-            self.collections.append(_Collection(model.collection, model.fingerprint, is_active))
+            is_whole = model.state is ModelState.ACTIVE or model.fingerprint in self.whole
+            self.collections.append(_Collection(model.collection, model.fingerprint, is_whole))
 
     async def _read_vectors(self, collection: _Collection) -> None:
         ids = self.vector_ids.setdefault(collection.name, set())
@@ -291,7 +294,7 @@ class _Verification:
         return row.state is RowState.INDEXED and any(
             row.object_id not in self.vector_ids[collection.name]
             for collection in self.collections
-            if collection.is_active or collection.fingerprint in models
+            if collection.is_whole or collection.fingerprint in models
         )
 
     async def _look_again_if_many(self) -> None:

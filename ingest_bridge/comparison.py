@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
-from infra.metadata_store.interface import ImageRow
+from infra.metadata_store.interface import ImageRow, ModelRow
 from infra.object_store.interface import ObjectStat
 from schemas.events import RETRYABLE_REASONS, Cause
 from schemas.identity import ContentHash, ModelFingerprint
-from schemas.tables import RowState
+from schemas.tables import ModelState, RowState
 
 MOST_ATTEMPTS = 5
 UNPUBLISHED_US = 60_000_000
@@ -45,7 +45,7 @@ def difference(
     row: ImageRow | None,
     *,
     held: Mapping[ModelFingerprint, ContentHash],
-    models: Collection[ModelFingerprint],
+    models: Collection[ModelRow],
     now_us: int,
 ) -> Difference | None:
     """None when the row says what the bucket has. `held`: which of the row's models hold a vector, and of which bytes."""
@@ -55,8 +55,11 @@ def difference(
         return Difference(Cause.REPAIR, row.attempt)
     if row.state is RowState.FAILED and row.reason in RETRYABLE_REASONS and row.attempt < MOST_ATTEMPTS:
         return Difference(Cause.RETRY, row.attempt + 1)
-    if row.state is RowState.INDEXED and any(held.get(model) != row.content_hash for model in models):
-        return Difference(Cause.REPAIR, row.attempt)
+    lacking = [model for model in models if held.get(model.fingerprint) != row.content_hash]
+    if row.state is RowState.INDEXED and lacking:
+        # What only a model beside the active one lacks changes no answer: nothing is embedded anew, nobody is told.
+        needs_repair = any(model.state is ModelState.ACTIVE for model in lacking)
+        return Difference(Cause.REPAIR if needs_repair else Cause.SCAN, row.attempt)
     return None
 
 

@@ -21,8 +21,8 @@ from ingest_bridge.scan_events import ScanEvents
 from ingest_bridge.scan_state import RemovalGuard, RemovalStopped, ScanArguments, ScanPhase, ScanProgress
 from ingest_bridge.vector_scan import VectorScan
 from schemas.events import Cause, ObjectEvent
-from schemas.identity import ModelFingerprint, ObjectRef
-from schemas.tables import ModelState, RowState
+from schemas.identity import ObjectRef
+from schemas.tables import KEPT_STATES, RowState
 
 ROWS_PAGE = 1000
 LIVE_STATES = frozenset(RowState) - {RowState.DELETED}
@@ -51,7 +51,7 @@ class Scan:
         """Raises ScanFailed or RemovalStopped, and StoreUnavailable when a store stayed away for too long."""
         await self._list()
         models = await self._events.patiently(self._models_in_use)
-        await self._compare([model.fingerprint for model in models])
+        await self._compare(models)
         await self._remove()
         await self._remind()
         await self._check_vectors(models)
@@ -66,7 +66,7 @@ class Scan:
             self._listed.add(stat.ref.object_id for stat in page)
             self.progress.listed = len(self._listed)
 
-    async def _compare(self, models: Sequence[ModelFingerprint]) -> None:
+    async def _compare(self, models: Sequence[ModelRow]) -> None:
         self.progress.phase = ScanPhase.COMPARING
         started, compared_before = time.monotonic(), self.progress.compared
         async for page in self._pages(self.progress.last_key):
@@ -77,9 +77,9 @@ class Scan:
             self.progress.eta_seconds = round(max(0, self.progress.listed - self.progress.compared) / rate, 1)
 
     async def _models_in_use(self) -> list[ModelRow]:
-        return await self._metadata.models(frozenset(ModelState) - {ModelState.DROPPED})
+        return await self._metadata.models(KEPT_STATES)
 
-    async def _events_for(self, page: Sequence[ObjectStat], models: Sequence[ModelFingerprint]) -> list[ObjectEvent]:
+    async def _events_for(self, page: Sequence[ObjectStat], models: Sequence[ModelRow]) -> list[ObjectEvent]:
         ids = [stat.ref.object_id for stat in page]
         rows = await self._events.patiently(lambda: self._metadata.rows(ids))
         held = await self._events.patiently(lambda: self._metadata.models_of(ids)) if models else {}

@@ -15,11 +15,11 @@ from infra.metrics import SCANS
 from infra.retry import until_done
 from ingest_bridge.scan import Scan
 from ingest_bridge.scan_state import RemovalStopped, ScanArguments, ScanFailed, ScanProgress
-from schemas.tables import JobState
+from schemas.tables import JobKind, JobState
 
 log = structlog.get_logger(__name__)
 
-SCAN_JOB = "scan"
+SCAN_JOB = JobKind.SCAN
 LEASE_SECONDS = 30.0
 REPORT_SECONDS = 1.0
 IDLE_SECONDS = 1.0

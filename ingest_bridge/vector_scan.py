@@ -1,4 +1,4 @@
-"""Holds the active model's collection against the rows: a vector that is missing, wrong, or of nothing that is indexed.
+"""Holds each kept model's collection against the rows: a vector that is missing, wrong, or of nothing that is indexed.
 
 No event tells of such a one. A worker that was evicted in the middle of a batch and dies between its vectors and its rows
 leaves an older vector behind a right row; a volume that is lost leaves rows without any. Each becomes a repair event, on
@@ -26,7 +26,7 @@ from ingest_bridge.scan_state import RemovalGuard, RemovalStopped, ScanArguments
 from schemas.events import Cause, ObjectEvent
 from schemas.filter import Place
 from schemas.identity import ContentHash, ModelFingerprint, ObjectId, ObjectRef
-from schemas.tables import ModelState, RowState
+from schemas.tables import RowState
 
 PAGE = 1000
 GRACE_SECONDS = 2.0
@@ -69,14 +69,13 @@ class VectorScan:
     async def run(self, models: Sequence[ModelRow]) -> None:
         """Raises RemovalStopped, ScanFailed without a collection, and StoreUnavailable."""
         for model in models:
-            # A worker writes no other collection, so nothing found in one could be mended.
-            if model.state is ModelState.ACTIVE:
-                await self._check(model)
+            await self._check(model)
 
     async def _check(self, model: ModelRow) -> None:
         if not await self._events.patiently(partial(self._vectors.has_collection, model.collection)):
             raise ScanFailed(f"the collection {model.collection} is missing; run: image-search upgrade")
         self._started, self._progress.checked = time.monotonic(), 0
+        self._seen, self._left_over = ObjectIdSet(), ObjectIdSet()
         stored = await self._events.patiently(partial(self._vectors.count, model.collection))
         counts = await self._events.patiently(self._counts)
         self._progress.to_check = stored + counts.get(RowState.INDEXED, 0)

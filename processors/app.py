@@ -10,8 +10,9 @@ import os
 import signal
 import threading
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager
+from functools import partial
 from typing import Any
 
 import faust
@@ -26,14 +27,16 @@ from infra.errors import ConfigurationError, TransientError
 from infra.health import Check, HealthServer
 from infra.kafka.interface import Broker
 from infra.kafka.security import Security
+from infra.metadata_store.interface import ModelRow
 from infra.retry import until_done
 from infra.settings import ProcessorSettings
-from processors.decode_pool import DecodePool
+from infra.vector_store.interface import VectorStore
 from processors.delivery import Batcher
-from processors.embedding import check_golden, open_embedder
 from processors.embedding.active_model import active_model
 from processors.embedding.catalog import fingerprint
 from processors.embedding.choice import chosen
+from processors.embedding.open_models import OpenModels, model_of_row
+from processors.model_jobs import ModelJobs
 from processors.outcomes import RowMaker
 from processors.pipeline import AfterStep, Pipeline
 from processors.progress import Progress
@@ -196,39 +199,34 @@ async def _parts(
         await until_done(metadata.check, on_wait=_say_waiting)
         # Faust would end the process, and say less of a broker that is not there or does not let us in.
         await until_done(broker.check, on_wait=_say_waiting)
-        description = chosen(settings)
-        asked = fingerprint(description, settings.model_precision)
-        model = await until_done(lambda: active_model(metadata, asked, description.name), on_wait=_say_waiting)
-        log.info(
-            "model", name=model.name, backend=settings.model_backend, precision=model.precision, collection=model.collection
-        )
-        embedder = await open_embedder(description, settings)
-        stack.push_async_callback(embedder.close)
-        await check_golden(embedder, description)
-        decoder = DecodePool.from_settings(description.decode_rules(settings), settings)
-        await decoder.start()
-        stack.push_async_callback(decoder.close)
+        asked = fingerprint(chosen(settings), settings.model_precision)
+        model = await until_done(lambda: active_model(metadata, asked, settings.model), on_wait=_say_waiting)
+        log.info("model", name=model.name, precision=model.precision, collection=model.collection)
+        models = OpenModels(metadata, partial(_vectorizer, vectors=vectors, settings=settings, progress=progress))
+        stack.push_async_callback(models.close)
+        await until_done(models.start, on_wait=_say_waiting)
         producer = await until_done(broker.producer, on_wait=_say_waiting)
         stack.push_async_callback(producer.close)
         pipeline = Pipeline(
             reader=Reader(objects, _reading_rules(settings), on_wait=progress.waited),
-            vectorizer=Vectorizer(
-                metadata=metadata,
-                vectors=vectors,
-                collection=model.collection,
-                decoder=decoder,
-                embedder=embedder,
-                on_wait=progress.waited,
-            ),
+            models=KeptModels(models, progress),
             metadata=metadata,
             vectors=vectors,
-            collection=model.collection,
             publisher=Publisher(producer, metadata, progress),
-            rows=RowMaker(settings.deployment, model.name, model.fingerprint),
+            rows=RowMaker(settings.deployment),
             batch_bytes=settings.batch_bytes,
             progress=progress,
             **({"after_step": after_step} if after_step else {}),
         )
+        jobs = ModelJobs(
+            settings,
+            objects=objects,
+            metadata=metadata,
+            vectors=vectors,
+            models=models,
+            owner=f"{os.uname().nodename}/{os.getpid()}",
+        )
+        stack.push_async_callback(_cancelled, asyncio.create_task(jobs.run()))
         batcher = Batcher(
             pipeline.process,
             batch_size=settings.batch_size,
@@ -240,13 +238,35 @@ async def _parts(
         checks: dict[str, Check] = {
             "object_store": lambda: objects.check(settings.buckets[0]),
             "metadata_store": metadata.check,
-            "vector_store": lambda: vectors.check(model.collection),
+            "vector_store": lambda: vectors.check((models.active_row or model).collection),
             "broker": broker.check,
         }
         health = HealthServer(settings.processor_host, settings.processor_port, checks)
         await health.start()
         stack.push_async_callback(health.close)
         yield batcher, watchdog, make_app(settings, batcher)
+
+
+class KeptModels:
+    """Of the models that are open, what the pipeline needs; it looks at the table before every batch."""
+
+    def __init__(self, models: OpenModels[Vectorizer], progress: Progress) -> None:
+        self._models, self._progress = models, progress
+
+    @asynccontextmanager
+    async def in_use(self) -> AsyncIterator[Sequence[Vectorizer]]:
+        # A batch that looked a moment before a model was added leaves it without those objects: its reindexing finds them.
+        await until_done(self._models.refresh, on_wait=self._progress.waited)
+        async with self._models.in_use() as vectorizers:
+            yield vectorizers
+
+
+@asynccontextmanager
+async def _vectorizer(
+    row: ModelRow, *, vectors: VectorStore, settings: ProcessorSettings, progress: Progress
+) -> AsyncIterator[Vectorizer]:
+    async with model_of_row(row, settings) as (decoder, embedder):
+        yield Vectorizer(row, vectors=vectors, decoder=decoder, embedder=embedder, on_wait=progress.waited)
 
 
 def _reading_rules(settings: ProcessorSettings) -> ReadingRules:
@@ -270,6 +290,11 @@ def _has_work(broker: Broker, batcher: Batcher, settings: ProcessorSettings) -> 
         return any(partition.pending for partition in lag)
 
     return has_work
+
+
+async def _cancelled(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    await asyncio.wait([task])
 
 
 def _say_waiting(error: TransientError, attempt: int) -> None:

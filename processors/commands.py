@@ -14,6 +14,7 @@ import click
 
 from infra.errors import ConfigurationError
 from infra.settings import CommonSettings, ProcessorSettings, load
+from processors.model_commands import models
 from processors.training.commands import evaluate
 from schemas.tables import ModelState, RowState
 from schemas.topics import DEAD_LETTERS, HEADER_ERROR, HEADER_OFFSET, HEADER_PARTITION, HEADER_REASON, HEADER_TOPIC
@@ -169,4 +170,4 @@ def _state_dir(context: click.Context) -> Path:
     return state_dir
 
 
-commands: list[click.Command] = [worker, failures, evaluate]
+commands: list[click.Command] = [worker, failures, evaluate, models]

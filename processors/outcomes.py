@@ -44,11 +44,9 @@ _TYPE_OF_STATE = {
 
 @dataclass(frozen=True, slots=True)
 class RowMaker:
-    """Makes rows with the outcomes that they owe. `model_name` is what people see, the fingerprint what is compared."""
+    """Makes rows with the outcomes that they owe."""
 
     deployment: str
-    model_name: str
-    fingerprint: ModelFingerprint
 
     def write_for(
         self, work: Work, seen: Seen, finding: Finding, now: datetime, timings_ms: dict[str, float]
@@ -57,7 +55,7 @@ class RowMaker:
         row = self._row_for(work, seen, finding, _microseconds(now))
         if row is None:
             return None
-        models = frozenset({self.fingerprint}) if row.state is RowState.INDEXED else frozenset()
+        models = frozenset(finding.vectors) if isinstance(finding, Picture) else frozenset()
         if _nothing_new(seen.row, row) and (work.change.cause is not Cause.REPAIR or row.state is RowState.DELETED):
             # Nothing new for subscribers. The row is written all the same, because a write raises the fence: it proves that
             # the vector just written is the last one, and it stops a slower writer that read the object before it was gone.
@@ -123,7 +121,7 @@ class RowMaker:
             width=row.width,
             height=row.height,
             format=row.format,
-            model=self.model_name if row.state is RowState.INDEXED else None,
+            model=finding.model if isinstance(finding, Picture) else None,
             timings_ms=timings,
             reason=row.reason,
             message=row.message,
@@ -136,10 +134,10 @@ class RowMaker:
         return tuple(outcomes)
 
 
-def vector_row(work: Work, picture: Picture) -> VectorRow:
+def vector_row(work: Work, picture: Picture, model: ModelFingerprint) -> VectorRow:
     return VectorRow(
         object_id=work.object_id,
-        vector=picture.vector,
+        vector=picture.vectors[model],
         ref=work.ref,
         content_hash=picture.content_hash,
         put_time_us=picture.stat.put_time_us,

@@ -12,12 +12,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import AbstractAsyncContextManager
 from datetime import UTC, datetime, timedelta
+from functools import partial
+from typing import Protocol
 
 import structlog
 
-from infra.errors import ImageRejected, ImageSearchError, InvalidEvent
-from infra.metadata_store.interface import MetadataStore, RowWrite
+from infra.errors import ConfigurationError, ImageSearchError, InvalidEvent
+from infra.metadata_store.interface import MetadataStore, ModelRow, RowWrite
 from infra.metrics import (
     BATCH_EVENTS,
     EVENTS_KNOWN,
@@ -25,16 +28,16 @@ from infra.metrics import (
     GENERATION_CONFLICTS,
     PUT_TO_ROW_SECONDS,
 )
-from infra.object_store.interface import StoredObject
 from infra.retry import Result, until_done
 from infra.vector_store.interface import VectorStore
 from processors.batch_trace import note_known, note_works, traced
+from processors.findings import Finder
 from processors.outcomes import RowMaker, vector_row
 from processors.progress import Progress
 from processors.publishing import Publisher
-from processors.reading import Read, Reader
+from processors.reading import Reader
 from processors.steps import timed
-from processors.vectors import Content, Embedded, Holders, Vectorizer, count_vectors
+from processors.vectors import Vectorizer
 from processors.work import (
     Delivery,
     Failure,
@@ -53,8 +56,8 @@ from processors.work import (
     parse,
 )
 from schemas.events import Cause, ReasonCode
-from schemas.identity import ContentHash, ObjectId
-from schemas.tables import RowState
+from schemas.identity import ModelFingerprint, ObjectId
+from schemas.tables import KEPT_STATES, RowState
 
 log = structlog.get_logger(__name__)
 
@@ -63,6 +66,13 @@ AfterStep = Callable[[int], Awaitable[None]]
 
 INTERNAL_ATTEMPTS = 3
 UNKNOWN_SIZE_BYTES = 1024 * 1024
+
+
+class ModelsInUse(Protocol):
+    """Which models' collections are kept equal to the bucket just now. It may change from batch to batch."""
+
+    def in_use(self) -> AbstractAsyncContextManager[Sequence[Vectorizer]]:
+        """The active model first. They stay open until the context is left."""
 
 
 async def _go_on(_step: int) -> None:
@@ -80,18 +90,18 @@ class Pipeline:
         self,
         *,
         reader: Reader,
-        vectorizer: Vectorizer,
+        models: ModelsInUse,
         metadata: MetadataStore,
         vectors: VectorStore,
-        collection: str,
         publisher: Publisher,
         rows: RowMaker,
         batch_bytes: int,
         progress: Progress,
         after_step: AfterStep = _go_on,
     ) -> None:
-        self._reader, self._vectorizer = reader, vectorizer
-        self._metadata, self._vectors, self._collection = metadata, vectors, collection
+        self._reader, self._models = reader, models
+        self._metadata, self._vectors = metadata, vectors
+        self._finder = Finder(metadata, on_wait=progress.waited, done=self._done)
         self._publisher, self._rows, self._batch_bytes = publisher, rows, batch_bytes
         self._progress, self._after_step = progress, after_step
 
@@ -138,7 +148,8 @@ class Pipeline:
         failure = Failure(ReasonCode.INTERNAL_ERROR, "an error of ours: the worker's log has it under this key", None)
         try:
             seen = (await self._look_up([work]))[work.object_id]
-            await self._write_and_tell([(work, seen, failure)], {})
+            async with self._models.in_use() as models:
+                await self._write_and_tell([(work, seen, failure)], {}, models)
         except ImageSearchError:
             raise
         except Exception:
@@ -154,12 +165,17 @@ class Pipeline:
 
     async def _round(self, works: Sequence[Work], is_ours: IsOurs) -> list[Work]:
         """Steps 3 to 10. Returns the objects that another writer moved on meanwhile: to be worked on again."""
-        started = time.time()
         _require(is_ours)
+        async with self._models.in_use() as models:
+            return await self._round_for(models, works, is_ours)
+
+    async def _round_for(self, models: Sequence[Vectorizer], works: Sequence[Work], is_ours: IsOurs) -> list[Work]:
+        started = time.time()
+        kept = [one.model.fingerprint for one in models]
         with timed(3, "look up"):
             seen = await self._look_up(works)
-            moved_on = await self._settle(works, seen)
-            todo = [work for work in works if work.object_id not in moved_on and not self._is_known(work, seen)]
+            moved_on = await self._settle(works, seen, models)
+            todo = [work for work in works if work.object_id not in moved_on and not _is_known(work, seen, kept)]
         await self._done(3)
         _require(is_ours)
         if not todo:
@@ -171,10 +187,10 @@ class Pipeline:
         timings = {"queued": queued_ms, "read": 1000 * reading.seconds / len(todo)}
         await self._done(4)
         _require(is_ours)
-        findings = await self._find(todo, reads)
+        findings = await self._finder.find(todo, reads, models)
         _require(is_ours)
         found = [(work, seen[work.object_id], finding) for work, finding in zip(todo, findings, strict=True)]
-        moved_on |= await self._write_and_tell(found, timings)
+        moved_on |= await self._write_and_tell(found, timings, models)
         return [work.again() for work in works if work.object_id in moved_on]
 
     # -- step 1 ------------------------------------------------------------------------------------------------------
@@ -201,7 +217,7 @@ class Pipeline:
         models = await self._wait(lambda: self._metadata.models_of(ids)) if rows else {}
         return {object_id: Seen(rows.get(object_id), models.get(object_id, {})) for object_id in ids}
 
-    async def _settle(self, works: Sequence[Work], seen: dict[ObjectId, Seen]) -> set[ObjectId]:
+    async def _settle(self, works: Sequence[Work], seen: dict[ObjectId, Seen], models: Sequence[Vectorizer]) -> set[ObjectId]:
         """Pay what rows still owe since a crash, before anything is decided on them: a write that followed would
         otherwise take the owed outcome's place, and subscribers would never hear of it."""
         owing = [(work, row) for work in works if (row := seen[work.object_id].row) is not None and not row.is_published]
@@ -211,75 +227,24 @@ class Pipeline:
             Planned(work, _finding_of(row.state, row.reason, row.message), RowWrite(row, row.generation - 1))
             for work, row in owing
         ]
-        moved_on = await self._remove_vectors(planned)
+        moved_on = await self._remove_vectors(planned, models)
         await self._publisher.publish([one for one in planned if one.work.object_id not in moved_on])
         for work, row in owing:
             seen[work.object_id] = Seen(row.with_published(), seen[work.object_id].models)
         return moved_on
 
-    def _is_known(self, work: Work, seen: dict[ObjectId, Seen]) -> bool:
-        known = is_known(work, seen[work.object_id], self._rows.fingerprint)
-        if known:
-            EVENTS_KNOWN.inc()
-            note_known(work)
-        return known
-
-    # -- steps 5 to 7 ------------------------------------------------------------------------------------------------
-    async def _find(self, works: Sequence[Work], reads: Sequence[Read]) -> list[Finding]:
-        present = [(work, read) for work, read in zip(works, reads, strict=True) if isinstance(read, StoredObject)]
-        with timed(5, "hash"):
-            contents = await self._vectorizer.hash([(read.data, work.change.cause is Cause.REPAIR) for work, read in present])
-            holders = await self._vectorizer.holders(contents) if contents else {}
-            fresh = {content.content_hash for content in contents if content.fresh}
-            candidates = _candidates(holders, [(work, one) for (work, _), one in zip(present, contents, strict=True)])
-            reused = await self._vectorizer.reuse({known: ids for known, ids in candidates.items() if known not in fresh})
-        await self._done(5)
-        to_embed = list({one.content_hash: one for one in contents if one.content_hash not in reused}.values())
-        embedded = await self._vectorizer.embed(to_embed) if to_embed else {}
-        await self._done(6)
-        await self._done(7)
-        count_vectors(embedded=len(to_embed), reused=len(reused))
-        of_object = self._pictures(present, contents, {**reused, **embedded}, holders)
-        return [
-            of_object[work.object_id] if isinstance(read, StoredObject) else read
-            for work, read in zip(works, reads, strict=True)
-        ]
-
-    @staticmethod
-    def _pictures(
-        present: Sequence[tuple[Work, StoredObject]],
-        contents: Sequence[Content],
-        results: dict[ContentHash, Embedded | ImageRejected],
-        holders: Holders,
-    ) -> dict[ObjectId, Finding]:
-        found: dict[ObjectId, Finding] = {}
-        first_with: dict[ContentHash, ObjectId] = {}
-        for (work, read), content in zip(present, contents, strict=True):
-            result = results[content.content_hash]
-            if isinstance(result, ImageRejected):
-                found[work.object_id] = Failure(result.reason, str(result), read.stat, content.content_hash)
-                continue
-            first = first_with.setdefault(content.content_hash, work.object_id)
-            originals = [*holders.get(content.content_hash, ()), first]
-            found[work.object_id] = Picture(
-                stat=read.stat,
-                content_hash=content.content_hash,
-                md5=content.md5,
-                facts=result.facts,
-                vector=result.vector,
-                duplicate_of=next((original for original in originals if original != work.object_id), None),
-                timings_ms=dict(result.timings_ms),
-            )
-        return found
-
     # -- steps 8 to 10 -----------------------------------------------------------------------------------------------
-    async def _write_and_tell(self, found: Sequence[tuple[Work, Seen, Finding]], timings_ms: dict[str, float]) -> set[ObjectId]:
+    async def _write_and_tell(
+        self, found: Sequence[tuple[Work, Seen, Finding]], timings_ms: dict[str, float], models: Sequence[Vectorizer]
+    ) -> set[ObjectId]:
         """Returns the objects that another writer had moved on."""
         write_started = time.perf_counter()
         with timed(8, "vectors"):
-            pictures = [vector_row(work, finding) for work, _, finding in found if isinstance(finding, Picture)]
-            if pictures:
-                await self._wait(lambda: self._vectors.upsert(self._collection, pictures))
+            pictures = [(work, finding) for work, _, finding in found if isinstance(finding, Picture)]
+            for model in (one.model for one in models):
+                rows = [vector_row(*one, model.fingerprint) for one in pictures if model.fingerprint in one[1].vectors]
+                if rows:
+                    await self._in_collection(model, partial(self._vectors.upsert, model.collection, rows))
         await self._done(8)
         now = datetime.now(UTC)
         timings = {**timings_ms, "write": 1000 * (time.perf_counter() - write_started) / max(1, len(found))}
@@ -294,14 +259,14 @@ class Pipeline:
             GENERATION_CONFLICTS.inc(len(lost))
             written = [one for one in planned if one.work.object_id not in lost]
             _count_since_put(written)
-            lost |= await self._remove_vectors(written)
+            lost |= await self._remove_vectors(written, models)
         await self._done(9)
         with timed(10, "outcomes"):
             await self._publisher.publish([one for one in written if one.work.object_id not in lost])
         await self._done(10)
         return lost
 
-    async def _remove_vectors(self, planned: Sequence[Planned]) -> set[ObjectId]:
+    async def _remove_vectors(self, planned: Sequence[Planned], models: Sequence[Vectorizer]) -> set[ObjectId]:
         """Remove the vectors of what is no longer indexed, after its row said so. Returns whom another writer overtook.
 
         The generation is read again afterwards: a writer that indexed the object in between has had its vector removed by
@@ -313,13 +278,22 @@ class Pipeline:
                 expected[one.work.object_id] = one.write.row.generation
         if not expected:
             return set()
-        await self._wait(lambda: self._vectors.delete(self._collection, list(expected)))
+        for model in (one.model for one in models):
+            await self._in_collection(model, partial(self._vectors.delete, model.collection, list(expected)))
         rows = await self._wait(lambda: self._metadata.rows(list(expected)))
         return {
             object_id
             for object_id, generation in expected.items()
             if (rows[object_id].generation if object_id in rows else 0) != generation
         }
+
+    async def _in_collection(self, model: ModelRow, write: Callable[[], Awaitable[None]]) -> None:
+        """A model may be dropped in the middle of a batch, and its collection with it: nothing is owed to it then."""
+        try:
+            await self._wait(write)
+        except ConfigurationError:
+            if model.fingerprint in {row.fingerprint for row in await self._wait(partial(self._metadata.models, KEPT_STATES))}:
+                raise
 
     # -- shared ------------------------------------------------------------------------------------------------------
     async def _wait(self, call: Callable[[], Awaitable[Result]]) -> Result:
@@ -340,16 +314,12 @@ def _count_since_put(written: Sequence[Planned]) -> None:
             PUT_TO_ROW_SECONDS.observe(max(0.0, (now - one.work.event_time).total_seconds()))
 
 
-def _candidates(holders: Holders, contents: Sequence[tuple[Work, Content]]) -> Holders:
-    """Whose vectors may be of these contents: those whose rows say so, and of what a scan found, the object's own.
-
-    After a database was lost the rows know nothing, and the vectors are all still there.
-    """
-    found = {content_hash: list(ids) for content_hash, ids in holders.items()}
-    for work, content in contents:
-        if work.change.cause is Cause.SCAN:
-            found.setdefault(content.content_hash, []).append(work.object_id)
-    return found
+def _is_known(work: Work, seen: dict[ObjectId, Seen], models: Sequence[ModelFingerprint]) -> bool:
+    known = is_known(work, seen[work.object_id], models)
+    if known:
+        EVENTS_KNOWN.inc()
+        note_known(work)
+    return known
 
 
 def _require(is_ours: IsOurs) -> None:

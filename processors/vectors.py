@@ -1,17 +1,16 @@
-"""Steps 5 to 7: from bytes to vectors. Equal content is embedded once, in a batch and across all that is indexed."""
+"""From bytes to vectors of one model. Equal content is embedded once, in a batch and across all that is indexed."""
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
 
 from infra.errors import ImageRejected, TransientError
-from infra.metadata_store.interface import MetadataStore
+from infra.metadata_store.interface import ModelRow
 from infra.metrics import VECTORS
 from infra.retry import until_done
 from infra.vector_store.interface import VectorStore
@@ -64,23 +63,15 @@ class Vectorizer:
 
     def __init__(
         self,
+        model: ModelRow,
         *,
-        metadata: MetadataStore,
         vectors: VectorStore,
-        collection: str,
         decoder: Decoder,
         embedder: Embedder,
         on_wait: Callable[[TransientError, int], None],
     ) -> None:
-        self._metadata, self._vectors, self._collection = metadata, vectors, collection
-        self._decoder, self._embedder, self._on_wait = decoder, embedder, on_wait
-
-    async def hash(self, items: Sequence[tuple[bytes, bool]]) -> list[Content]:
-        return await asyncio.to_thread(hash_contents, items)
-
-    async def holders(self, contents: Collection[Content]) -> Holders:
-        hashes = {content.content_hash for content in contents}
-        return await until_done(lambda: self._metadata.indexed_with_content(hashes), on_wait=self._on_wait)
+        self.model = model
+        self._vectors, self._decoder, self._embedder, self._on_wait = vectors, decoder, embedder, on_wait
 
     async def reuse(self, candidates: Holders) -> dict[ContentHash, Embedded]:
         """Vectors that the collection holds of these contents, among these objects.
@@ -91,7 +82,7 @@ class Vectorizer:
         if not candidates:
             return {}
         ids = {object_id for of_content in candidates.values() for object_id in of_content}
-        stored = await until_done(lambda: self._vectors.fetch(self._collection, ids), on_wait=self._on_wait)
+        stored = await until_done(lambda: self._vectors.fetch(self.model.collection, ids), on_wait=self._on_wait)
         found: dict[ContentHash, Embedded] = {}
         for content_hash, of_content in candidates.items():
             same = (one for object_id in of_content if (one := stored.get(object_id)) and one.content_hash == content_hash)

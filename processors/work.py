@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 
@@ -88,13 +88,14 @@ class Facts:
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """Present, readable, with a vector of exactly these bytes."""
+    """Present, readable, with a vector of exactly these bytes of each model that is kept. `model`: the active one's name."""
 
     stat: ObjectStat
     content_hash: ContentHash
     md5: bytes
     facts: Facts
-    vector: Vector
+    vectors: Mapping[ModelFingerprint, Vector]
+    model: str
     duplicate_of: ObjectId | None
     timings_ms: dict[str, float]
 
@@ -209,8 +210,8 @@ def _merged(before: Work, work: Work) -> Work:
     return replace(work, change=other.model_copy(update=update))
 
 
-def is_known(work: Work, seen: Seen, fingerprint: ModelFingerprint) -> bool:
-    """Whether the row already says what this event announces: where doubled notifications end.
+def is_known(work: Work, seen: Seen, models: Collection[ModelFingerprint]) -> bool:
+    """Whether the row already says what this event announces, of every one of `models`: where doubled notifications end.
 
     Times compare in whole seconds, the resolution in which a store tells an object's time when it is read.
     """
@@ -223,4 +224,4 @@ def is_known(work: Work, seen: Seen, fingerprint: ModelFingerprint) -> bool:
         return False
     if int(change.put_time.timestamp()) != row.put_time_us // MICROSECONDS:
         return False
-    return row.state != "indexed" or seen.models.get(fingerprint) == row.content_hash
+    return row.state != "indexed" or all(seen.models.get(model) == row.content_hash for model in models)

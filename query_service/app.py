@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import suppress
+from contextlib import asynccontextmanager, suppress
 from functools import partial
 from typing import Protocol, TypeVar
 
@@ -14,9 +14,11 @@ from aiohttp import web
 from infra.errors import TransientError
 from infra.followed_buckets import followed_buckets
 from infra.health import Check
+from infra.metadata_store.interface import ModelRow
 from infra.retry import until_done
 from infra.settings import QuerySettings
 from processors.embedding.active_model import active_model
+from processors.embedding.open_models import OpenModels
 from query_service.admission import Admission
 from query_service.event_feed import EventFeed
 from query_service.freshness import FreshnessFollower
@@ -27,10 +29,9 @@ from query_service.keys import (
     FEED,
     FRESHNESS,
     METADATA,
-    MODEL,
+    MODELS,
     OBJECTS,
     OPENAPI,
-    SEARCHER,
     SEARCHES,
     SETTINGS,
     SETTLING,
@@ -47,6 +48,9 @@ from schemas.topics import PROCESSOR_GROUP
 
 START_PATIENCE_SECONDS = 60.0
 """How long a start waits for the metadata store. A stack that starts everything at once has it within seconds."""
+
+MODELS_POLL_SECONDS = 0.5
+"""Time between looks at the table of models: how late a change of model is seen here."""
 
 ENDPOINTS = (*page.ENDPOINTS, *search.ENDPOINTS, *images.ENDPOINTS, *events.ENDPOINTS, *operations.ENDPOINTS)
 
@@ -127,42 +131,67 @@ def _searching(resources: Resources) -> Context:
         settings, metadata = app[SETTINGS], app[METADATA]
         await until_done(metadata.check, on_wait=_say_waiting, give_up_after_seconds=START_PATIENCE_SECONDS)
         # Before the model is loaded, or even downloaded: a wrong one should be refused at once.
-        active = await active_model(metadata, resources.fingerprint(settings), settings.model)
-        async with resources.model(settings) as model:
-            app[MODEL] = active
-            app[SEARCHER] = Searcher(
-                model=active,
-                decode=model.decode,
-                embedder=model.embedder,
-                vectors=app[VECTORS],
-                metadata=metadata,
-                freshness=app[FRESHNESS],
-            )
+        await active_model(metadata, resources.fingerprint(settings), settings.model)
+
+        @asynccontextmanager
+        async def searcher(row: ModelRow) -> AsyncIterator[Searcher]:
+            async with resources.model(settings, row) as model:
+                yield Searcher(
+                    model=row,
+                    decode=model.decode,
+                    embedder=model.embedder,
+                    vectors=app[VECTORS],
+                    metadata=metadata,
+                    freshness=app[FRESHNESS],
+                )
+
+        app[MODELS] = models = OpenModels(metadata, searcher)
+        try:
+            await models.start()
             app[SETTLING] = Settling(metadata, app[OBJECTS], settings.wait_timeout_seconds)
             app[FEED] = EventFeed(app[BROKER], readers=settings.event_readers)
             app[CHECKS] = _checks(app)
-            log.info("model", name=active.name, precision=active.precision, collection=active.collection)
+            following = asyncio.create_task(_follow(models))
             yield
+            following.cancel()
+            with suppress(asyncio.CancelledError):
+                await following
+        finally:
+            await models.close()
 
     return context
 
 
-def _checks(app: web.Application) -> Mapping[str, Check]:
-    model = app[MODEL]
+async def _follow(models: OpenModels[Searcher]) -> None:
+    """A change of model is seen within half a second, by every query service; each answer is by one model."""
+    while True:
+        await asyncio.sleep(MODELS_POLL_SECONDS)
+        try:
+            await models.refresh()
+        except TransientError as error:
+            log.warning("models_unknown_just_now", error=str(error))
 
+
+def _checks(app: web.Application) -> Mapping[str, Check]:
     async def buckets() -> None:
         followed = await followed_buckets(app[SETTINGS], app[METADATA])
         await asyncio.gather(*(app[OBJECTS].check(bucket) for bucket in followed))
 
-    async def same_model() -> None:
-        await active_model(app[METADATA], model.fingerprint, model.name)
+    async def vectors() -> None:
+        async with app[MODELS].in_use() as [searcher, *_]:
+            collection = searcher.model.collection
+        await app[VECTORS].check(collection)
+
+    async def model() -> None:
+        async with app[MODELS].in_use():
+            pass
 
     return {
         "object_store": buckets,
         "metadata_store": app[METADATA].check,
-        "vector_store": lambda: app[VECTORS].check(model.collection),
+        "vector_store": vectors,
         "broker": app[BROKER].check,
-        "model": same_model,
+        "model": model,
     }
 
 

@@ -9,10 +9,11 @@ from aiohttp import web
 
 from infra.health import Check
 from infra.kafka.interface import Broker
-from infra.metadata_store.interface import MetadataStore, ModelRow
+from infra.metadata_store.interface import MetadataStore
 from infra.object_store.interface import ObjectStore
 from infra.settings import QuerySettings
 from infra.vector_store.interface import VectorStore
+from processors.embedding.open_models import OpenModels
 from query_service.admission import Admission
 from query_service.event_feed import EventFeed
 from query_service.freshness import FreshnessFollower
@@ -25,8 +26,7 @@ OBJECTS = web.AppKey("objects", ObjectStore)
 METADATA = web.AppKey("metadata", MetadataStore)
 VECTORS = web.AppKey("vectors", VectorStore)
 BROKER = web.AppKey("broker", Broker)
-MODEL = web.AppKey("model", ModelRow)
-SEARCHER = web.AppKey("searcher", Searcher)
+MODELS = web.AppKey("models", OpenModels[Searcher])
 SETTLING = web.AppKey("settling", Settling)
 FEED = web.AppKey("feed", EventFeed)
 FRESHNESS = web.AppKey("freshness", FreshnessFollower)

@@ -76,7 +76,7 @@ class Searcher:
         metadata: MetadataStore,
         freshness: Freshness,
     ) -> None:
-        self._model = model
+        self.model = model
         self._decode = decode
         self._embedder = embedder
         self._vectors = vectors
@@ -98,7 +98,7 @@ class Searcher:
         Raises RequestRefused (IMAGE_NOT_INDEXED) when there is no vector of the bytes that the row names.
         """
         steps = _Steps()
-        stored = (await self._vectors.fetch(self._model.collection, [row.object_id])).get(row.object_id)
+        stored = (await self._vectors.fetch(self.model.collection, [row.object_id])).get(row.object_id)
         if row.state is not RowState.INDEXED or stored is None or stored.content_hash != row.content_hash:
             raise RequestRefused(
                 ErrorCode.IMAGE_NOT_INDEXED,
@@ -119,7 +119,7 @@ class Searcher:
             hits=hits,
             limit=request.limit,
             total_is_exact=False,
-            model=self._model.name,
+            model=self.model.name,
             indexed_through=fresh.indexed_through,
             lag_ms=fresh.lag_ms,
             timing_ms=steps.timings,
@@ -133,7 +133,7 @@ class Searcher:
         fetch = request.limit + len(leave_out) + max(SPARE_HITS, request.limit // 8)
         for _ in range(FETCHES):
             found = await self._vectors.search(
-                self._model.collection, vector, limit=fetch, narrow=request.narrow, strong=request.strong
+                self.model.collection, vector, limit=fetch, narrow=request.narrow, strong=request.strong
             )
             steps.done("search")
             # By id, so that a doubled vector could not be shown twice.

@@ -52,6 +52,20 @@ class ModelState(StrEnum):
     DROPPED = "dropped"
 
 
+KEPT_STATES = frozenset(ModelState) - {ModelState.DROPPED}
+"""Models whose collections are kept equal to the bucket: also the previous one, so that one can go back."""
+
+
+class JobKind(StrEnum):
+    """The bridge works on scans, the workers on models."""
+
+    SCAN = "scan"
+    REINDEX = "reindex"
+    COMPARE = "compare"
+    ACTIVATE = "activate"
+    DROP = "drop"
+
+
 class JobState(StrEnum):
     QUEUED = "queued"
     RUNNING = "running"

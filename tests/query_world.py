@@ -194,7 +194,7 @@ class QueryWorld:
 
     def resources(self) -> Resources:
         @asynccontextmanager
-        async def model(_settings: QuerySettings) -> AsyncIterator[QueryModel]:
+        async def model(_settings: QuerySettings, _row: ModelRow) -> AsyncIterator[QueryModel]:
             yield QueryModel(self.decode, self.embedder)
 
         return Resources(

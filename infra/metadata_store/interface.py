@@ -141,6 +141,20 @@ class MetadataStore(Protocol):
     async def add_model(self, model: ModelRow) -> ModelRow:
         """Insert, or return what stands there under this fingerprint. A second `active` model is refused (ValueError)."""
 
+    async def move_models(self, moves: Mapping[ModelFingerprint, tuple[ModelState, ModelState]]) -> bool:
+        """One transaction: each of these models from the first state to the second.
+
+        False, and nothing was changed, when one of them is in another state by now. Whether any is active afterwards is for
+        the caller to see to; two active ones are refused (ValueError).
+        """
+
+    async def model_coverage(self, model: ModelFingerprint) -> tuple[int, int]:
+        """Of how many indexed rows this model holds a vector of the row's bytes, and how many indexed rows there are. As of
+        one moment."""
+
+    async def forget_model(self, model: ModelFingerprint, *, limit: int = 1000) -> int:
+        """Forget for some rows that this model holds a vector of them; returns how many those were."""
+
     # -- jobs --------------------------------------------------------------------------------------------------------
     async def add_job(self, kind: str, arguments: Mapping[str, Any]) -> Job: ...
 

@@ -16,6 +16,7 @@ from infra.metadata_store.rules import (
     claimed,
     holds_lease,
     in_order,
+    may_move,
     model_under_same_fingerprint,
     models_kept,
     new_job,
@@ -123,6 +124,24 @@ class MemoryMetadataStore:
     async def add_model(self, model: ModelRow) -> ModelRow:
         same = model_under_same_fingerprint(model, self._models.values())
         return same or self._models.setdefault(model.fingerprint, with_creation_time(model, now_us=self._now_us()))
+
+    async def move_models(self, moves: Mapping[ModelFingerprint, tuple[ModelState, ModelState]]) -> bool:
+        if not may_move(moves, self._models.values()):
+            return False
+        for fingerprint, (_, state) in moves.items():
+            self._models[fingerprint] = replace(self._models[fingerprint], state=state)
+        return True
+
+    async def model_coverage(self, model: ModelFingerprint) -> tuple[int, int]:
+        indexed = [row for row in self._images.values() if row.state is RowState.INDEXED]
+        held = [row for row in indexed if self._image_models.get(row.object_id, {}).get(model) == row.content_hash]
+        return len(held), len(indexed)
+
+    async def forget_model(self, model: ModelFingerprint, *, limit: int = 1000) -> int:
+        holders = [held for held in self._image_models.values() if model in held][:limit]
+        for held in holders:
+            del held[model]
+        return len(holders)
 
     async def add_job(self, kind: str, arguments: Mapping[str, Any]) -> Job:
         job = new_job(kind, arguments, now_us=self._now_us())

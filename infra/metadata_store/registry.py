@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from sqlalchemy import and_, delete, insert, or_, select, update
+from sqlalchemy import and_, delete, func, insert, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from infra.metadata_store.engine import SqlPart
@@ -14,12 +14,25 @@ from infra.metadata_store.rows import job_row, job_values, model_row, model_valu
 from infra.metadata_store.rules import (
     claimed,
     holds_lease,
+    may_move,
     model_under_same_fingerprint,
     new_job,
     reported,
     with_creation_time,
 )
-from schemas.tables import JobState, ModelState, cursors, followed_buckets, jobs, log_cursor_name, models
+from schemas.identity import ModelFingerprint
+from schemas.tables import (
+    JobState,
+    ModelState,
+    RowState,
+    cursors,
+    followed_buckets,
+    image_models,
+    images,
+    jobs,
+    log_cursor_name,
+    models,
+)
 
 
 class SqlModels(SqlPart):
@@ -44,6 +57,43 @@ class SqlModels(SqlPart):
             return same or model
 
         return await self._database.write(work, serial=True)
+
+    async def move_models(self, moves: Mapping[ModelFingerprint, tuple[ModelState, ModelState]]) -> bool:
+        async def work(connection: AsyncConnection) -> bool:
+            standing = [model_row(row) for row in await connection.execute(select(models).with_for_update())]
+            if not may_move(moves, standing):
+                return False
+            for fingerprint, (_, state) in moves.items():
+                await connection.execute(update(models).where(models.c.fingerprint == fingerprint).values(state=state.value))
+            return True
+
+        return await self._database.write(work, serial=True)
+
+    async def model_coverage(self, model: ModelFingerprint) -> tuple[int, int]:
+        same = and_(
+            image_models.c.object_id == images.c.object_id,
+            image_models.c.fingerprint == model,
+            image_models.c.content_hash == images.c.content_hash,
+        )
+        query = select(func.count(image_models.c.object_id), func.count()).select_from(images.outerjoin(image_models, same))
+        query = query.where(images.c.state == RowState.INDEXED.value)
+
+        async def work(connection: AsyncConnection) -> tuple[int, int]:
+            held, indexed = (await connection.execute(query)).one()
+            return held, indexed
+
+        return await self._database.read(work)
+
+    async def forget_model(self, model: ModelFingerprint, *, limit: int = 1000) -> int:
+        some = select(image_models.c.object_id).where(image_models.c.fingerprint == model).limit(limit)
+
+        async def work(connection: AsyncConnection) -> int:
+            ids = list((await connection.execute(some)).scalars())
+            mine = and_(image_models.c.fingerprint == model, image_models.c.object_id.in_(ids))
+            await connection.execute(delete(image_models).where(mine))
+            return len(ids)
+
+        return await self._database.write(work)
 
 
 class SqlJobs(SqlPart):

@@ -67,6 +67,17 @@ def model_under_same_fingerprint(model: ModelRow, standing: Collection[ModelRow]
     return None
 
 
+def may_move(moves: Mapping[ModelFingerprint, tuple[ModelState, ModelState]], standing: Collection[ModelRow]) -> bool:
+    """Whether every model is in the state that its mover saw. Raises ValueError when two would be active."""
+    states = {model.fingerprint: model.state for model in standing}
+    if any(states.get(fingerprint) is not before for fingerprint, (before, _) in moves.items()):
+        return False
+    states |= {fingerprint: after for fingerprint, (_, after) in moves.items()}
+    if list(states.values()).count(ModelState.ACTIVE) > 1:
+        raise ValueError("there is an active model already")
+    return True
+
+
 def new_job(kind: str, arguments: Mapping[str, Any], *, now_us: int) -> Job:
     return Job(str(uuid.uuid4()), kind, dict(arguments), JobState.QUEUED, created_at_us=now_us, updated_at_us=now_us)
 

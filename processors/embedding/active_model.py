@@ -9,21 +9,23 @@ from schemas.tables import ModelState
 
 
 async def active_model(metadata: MetadataStore, fingerprint: ModelFingerprint, name: str) -> ModelRow:
-    """Refuses (ConfigurationError, with what to do) when the settings ask for another model than the stored one.
+    """The table of models says which is active. Refuses (ConfigurationError, with what to do) when the settings ask for one
+    that was never set up here; one that was, before or after a change of model, is no contradiction.
 
     Asked before any file of the model is looked for: nobody shall download weights to be told that they do not fit.
     """
-    rows = await metadata.models([ModelState.ACTIVE])
-    if not rows:
+    rows = await metadata.models()
+    active = next((row for row in rows if row.state is ModelState.ACTIVE), None)
+    if active is None:
         raise ConfigurationError("no model has been set up yet. Run: image-search upgrade")
-    active = rows[0]
-    if active.fingerprint != fingerprint:
+    if fingerprint not in {row.fingerprint for row in rows}:
         raise ConfigurationError(
             f"the collection {active.collection} was made with {active.name} ({active.precision}), fingerprint "
             f"{active.fingerprint[:16]}; the settings now ask for {name}, fingerprint {fingerprint[:16]}. Vectors of two "
             f"models cannot be compared: set IMAGE_SEARCH_MODEL={active.name} and "
             f"IMAGE_SEARCH_MODEL_PRECISION={active.precision} again{_weights(active)} and run the version that made the "
-            "collection, or start anew with `image-search down --wipe`"
+            "collection; to change the model while it goes on answering: image-search models reindex; or start anew with "
+            "`image-search down --wipe`"
         )
     return active
 

@@ -10,7 +10,10 @@ import json
 from dataclasses import asdict, dataclass
 from typing import Final, Literal, TypeAlias
 
+from pydantic import TypeAdapter, ValidationError
+
 from infra.errors import ConfigurationError
+from infra.metadata_store.interface import ModelRow
 from infra.settings import ModelSettings
 from processors.raster import SCALING_RULE, DecodeRules
 from schemas.identity import ModelFingerprint
@@ -218,6 +221,24 @@ def find(name: str) -> ModelDescription:
         raise ConfigurationError(
             f"IMAGE_SEARCH_MODEL: there is no model {name!r}; choose one of {', '.join(CATALOG)}, or {OWN_MODEL}"
         ) from None
+
+
+def description_of(row: ModelRow) -> ModelDescription:
+    """The description that a row of the table of models holds, whole.
+
+    Raises ConfigurationError when this version makes other vectors from it than the one that wrote it.
+    """
+    try:
+        description = TypeAdapter(ModelDescription).validate_python(row.description)
+        is_same = fingerprint(description, TypeAdapter(Precision).validate_python(row.precision)) == row.fingerprint
+    except ValidationError:
+        description, is_same = None, False
+    if description is None or not is_same:
+        raise ConfigurationError(
+            f"the collection {row.collection} was made with {row.name} by a version that prepared pictures in another way. "
+            f"Run that version again, or drop its model, or start anew with `image-search down --wipe`"
+        )
+    return description
 
 
 def fingerprint(description: ModelDescription, precision: Precision) -> ModelFingerprint:

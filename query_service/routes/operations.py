@@ -10,7 +10,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from infra.followed_buckets import followed_buckets
 from infra.health import readiness
 from query_service.endpoint import JSON, Endpoint, answer
-from query_service.keys import CHECKS, FRESHNESS, METADATA, MODEL, OPENAPI, SETTINGS
+from query_service.keys import CHECKS, FRESHNESS, METADATA, MODELS, OPENAPI, SETTINGS
 from schemas.api import ErrorCode, Liveness, ModelStatus, Readiness, Status
 from schemas.tables import RowState
 from schemas.vectors import COLLECTION_SCHEMA_VERSION
@@ -18,7 +18,9 @@ from schemas.vectors import COLLECTION_SCHEMA_VERSION
 
 async def status(request: web.Request) -> web.Response:
     app = request.app
-    settings, model, freshness = app[SETTINGS], app[MODEL], app[FRESHNESS]
+    settings, freshness = app[SETTINGS], app[FRESHNESS]
+    async with app[MODELS].in_use() as [searcher, *_]:
+        model = searcher.model
     counts = await app[METADATA].counts()
     return answer(
         Status(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from aiohttp import web
 
 from query_service.endpoint import Endpoint, answer, parse, query_of, unique
-from query_service.keys import SEARCHER, SEARCHES, SETTINGS
+from query_service.keys import MODELS, SEARCHES, SETTINGS
 from query_service.request import limit_of, row_of, wait_if_asked
 from query_service.search import SearchRequest
 from query_service.upload import read_upload
@@ -42,16 +42,16 @@ async def search(request: web.Request) -> web.Response:
         parameters = parse(SearchParameters, unique([*query.items(), *upload.fields]))
         wanted = _request(request, parameters, strong=parameters.wait_for is not None)
         await wait_if_asked(request, parameters.wait_for)
-        async with searches.turn:
-            return answer(await request.app[SEARCHER].by_picture(upload.picture, wanted))
+        async with searches.turn, request.app[MODELS].in_use() as [searcher, *_]:
+            return answer(await searcher.by_picture(upload.picture, wanted))
 
 
 async def similar(request: web.Request) -> web.Response:
     wanted = _request(request, parse(SimilarParameters, query_of(request)), strong=False)
     searches = request.app[SEARCHES]
     with searches.admit():
-        async with searches.turn:
-            return answer(await request.app[SEARCHER].by_object(await row_of(request), wanted))
+        async with searches.turn, request.app[MODELS].in_use() as [searcher, *_]:
+            return answer(await searcher.by_object(await row_of(request), wanted))
 
 
 def _request(request: web.Request, parameters: SimilarParameters, *, strong: bool) -> SearchRequest:

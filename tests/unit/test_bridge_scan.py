@@ -111,7 +111,7 @@ async def test_a_failure_that_may_pass_is_tried_again_up_to_a_limit(world: ScanW
 
 
 @pytest.mark.parametrize("state", [ModelState.FILLING, ModelState.PREVIOUS])
-async def test_a_model_that_lacks_an_object_gets_a_repair(world: ScanWorld, state: ModelState) -> None:
+async def test_what_only_another_model_lacks_is_brought_to_it_quietly(world: ScanWorld, state: ModelState) -> None:
     other = ModelFingerprint("e" * 64)
     await world.add_model(other, state)
     await world.index("lacks")
@@ -121,7 +121,7 @@ async def test_a_model_that_lacks_an_object_gets_a_repair(world: ScanWorld, stat
     assert row is not None
     await world.write_row(row, frozenset({MODEL, other}))
     await world.run_scan()
-    assert world.in_short() == ["repair lacks"]
+    assert world.in_short() == ["scan lacks"]
 
 
 async def test_a_dropped_model_needs_nothing(world: ScanWorld) -> None:

@@ -116,12 +116,12 @@ def test_the_last_event_stands_with_the_strongest_cause() -> None:
 def test_a_late_old_notification_does_not_take_the_new_one_with_it() -> None:
     """Row and late event say e1; the event before it says e2, which is what lies in the bucket."""
     (collapsed,) = collapse([work(etag="e2", put_time=WHEN), work(etag="e1", put_time=WHEN)])
-    assert not is_known(collapsed, Seen(row(), {MODEL: CONTENT}), MODEL)
+    assert not is_known(collapsed, Seen(row(), {MODEL: CONTENT}), [MODEL])
 
 
 def test_the_same_notification_several_times_in_a_batch_is_known() -> None:
     (collapsed,) = collapse([work(etag="e1", put_time=WHEN)] * 3)
-    assert is_known(collapsed, Seen(row(), {MODEL: CONTENT}), MODEL)
+    assert is_known(collapsed, Seen(row(), {MODEL: CONTENT}), [MODEL])
 
 
 @given(st.lists(st.tuples(st.sampled_from("abc"), st.sampled_from(list(Cause))), max_size=20))
@@ -135,12 +135,12 @@ def test_collapsing_keeps_one_work_an_object(events: list[tuple[str, Cause]]) ->
 
 
 def test_a_doubled_notification_is_known() -> None:
-    assert is_known(work(etag="e1", put_time=WHEN), Seen(row(), {MODEL: CONTENT}), MODEL)
+    assert is_known(work(etag="e1", put_time=WHEN), Seen(row(), {MODEL: CONTENT}), [MODEL])
 
 
 @pytest.mark.parametrize("cause", [cause for cause in Cause if cause is not Cause.NOTIFICATION])
 def test_only_a_notification_is_dropped(cause: Cause) -> None:
-    assert not is_known(work(etag="e1", put_time=WHEN, cause=cause), Seen(row(), {MODEL: CONTENT}), MODEL)
+    assert not is_known(work(etag="e1", put_time=WHEN, cause=cause), Seen(row(), {MODEL: CONTENT}), [MODEL])
 
 
 @pytest.mark.parametrize(
@@ -158,12 +158,12 @@ def test_only_a_notification_is_dropped(cause: Cause) -> None:
     ],
 )
 def test_whatever_differs_is_worked_on(data: dict[str, Any], columns: dict[str, Any], models: dict[Any, Any]) -> None:
-    assert not is_known(work(**data), Seen(row(**columns), models), MODEL)
+    assert not is_known(work(**data), Seen(row(**columns), models), [MODEL])
 
 
 def test_after_a_lost_race_nothing_is_known() -> None:
-    assert not is_known(work(etag="e1", put_time=WHEN).again(), Seen(row(), {MODEL: CONTENT}), MODEL)
+    assert not is_known(work(etag="e1", put_time=WHEN).again(), Seen(row(), {MODEL: CONTENT}), [MODEL])
 
 
 def test_a_failed_object_needs_no_vector_to_be_known() -> None:
-    assert is_known(work(etag="e1", put_time=WHEN), Seen(row(state=RowState.FAILED), {}), MODEL)
+    assert is_known(work(etag="e1", put_time=WHEN), Seen(row(state=RowState.FAILED), {}), [MODEL])

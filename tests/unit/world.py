@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 
 import numpy as np
@@ -26,7 +27,7 @@ from processors.vectors import Vectorizer
 from processors.work import Delivery
 from schemas.events import Cause, ObjectChange, ObjectEvent, OutcomeEvent, ReasonCode
 from schemas.identity import ContentHash, ModelFingerprint, ObjectRef
-from schemas.tables import ModelState
+from schemas.tables import KEPT_STATES, ModelState
 from schemas.topics import ALL_TOPICS, DEAD_LETTERS, OUTCOMES, Topic
 
 BUCKET = "images"
@@ -103,25 +104,37 @@ class World:
         self.producer = await self.broker.producer()
         return self
 
+    @asynccontextmanager
+    async def in_use(self) -> AsyncIterator[list[Vectorizer]]:
+        """Those of the table, as a worker does; the active one first."""
+        rows = await self.metadata.models(KEPT_STATES)
+        yield [
+            Vectorizer(
+                row,
+                vectors=self.vectors,
+                decoder=self.decoder,
+                embedder=HashEmbedder(),
+                on_wait=self.progress.waited,
+            )
+            for row in sorted(rows, key=lambda row: row.state is not ModelState.ACTIVE)
+        ]
+
+    async def add_model(self, fingerprint: ModelFingerprint, state: ModelState = ModelState.FILLING) -> ModelRow:
+        collection = f"of_{fingerprint[:8]}"
+        await self.vectors.create_collection(collection, dimension=DIMENSION)
+        row = ModelRow(fingerprint, "another", collection, DIMENSION, "none", "fp32", {}, state, created_at_us=2)
+        return await self.metadata.add_model(row)
+
     def pipeline(self, after_step: AfterStep | None = None, *, exclude: tuple[str, ...] = ()) -> Pipeline:
         rules = ReadingRules(1000, 4, read_give_up_seconds=0.0, include=("*",), exclude=exclude)
-        vectorizer = Vectorizer(
-            metadata=self.metadata,
-            vectors=self.vectors,
-            collection=COLLECTION,
-            decoder=self.decoder,
-            embedder=HashEmbedder(),
-            on_wait=self.progress.waited,
-        )
         arguments = {"after_step": after_step} if after_step else {}
         return Pipeline(
             reader=Reader(self.objects, rules, on_wait=self.progress.waited),
-            vectorizer=vectorizer,
+            models=self,
             metadata=self.metadata,
             vectors=self.vectors,
-            collection=COLLECTION,
             publisher=Publisher(self.producer, self.metadata, self.progress),
-            rows=RowMaker("test", "bytes", MODEL),
+            rows=RowMaker("test"),
             batch_bytes=10_000,
             progress=self.progress,
             **arguments,
@@ -150,9 +163,9 @@ class World:
         ref = ObjectRef(BUCKET, key)
         return (await self.metadata.rows([ref.object_id])).get(ref.object_id)
 
-    async def vector_content(self, key: str) -> ContentHash | None:
+    async def vector_content(self, key: str, collection: str = COLLECTION) -> ContentHash | None:
         object_id = ObjectRef(BUCKET, key).object_id
-        stored = await self.vectors.fetch(COLLECTION, [object_id])
+        stored = await self.vectors.fetch(collection, [object_id])
         return stored[object_id].content_hash if object_id in stored else None
 
     async def outcomes(self) -> list[OutcomeEvent]:
