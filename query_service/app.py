@@ -18,6 +18,7 @@ from infra.retry import until_done
 from infra.settings import QuerySettings
 from processors.embedding.active_model import active_model
 from query_service.admission import Admission
+from query_service.batching import BatchingEmbedder
 from query_service.event_feed import EventFeed
 from query_service.freshness import FreshnessFollower
 from query_service.keys import (
@@ -39,6 +40,7 @@ from query_service.keys import (
 )
 from query_service.middlewares import add_safe_headers, observe, translate_errors
 from query_service.openapi import document
+from query_service.recent import RecentVectors
 from query_service.resources import REAL, Resources
 from query_service.routes import events, images, operations, page, search
 from query_service.search import Searcher
@@ -129,11 +131,15 @@ def _searching(resources: Resources) -> Context:
         # Before the model is loaded, or even downloaded: a wrong one should be refused at once.
         active = await active_model(metadata, resources.fingerprint(settings), settings.model)
         async with resources.model(settings) as model:
+            embedder = BatchingEmbedder(
+                model.embedder, pictures_at_once=settings.queries_embedded_at_once, waiting=settings.queries_at_once
+            )
             app[MODEL] = active
             app[SEARCHER] = Searcher(
                 model=active,
                 decode=model.decode,
-                embedder=model.embedder,
+                embedder=embedder,
+                recent=RecentVectors(settings.recent_query_vectors),
                 vectors=app[VECTORS],
                 metadata=metadata,
                 freshness=app[FRESHNESS],
@@ -143,6 +149,7 @@ def _searching(resources: Resources) -> Context:
             app[CHECKS] = _checks(app)
             log.info("model", name=active.name, precision=active.precision, collection=active.collection)
             yield
+            await embedder.close()
 
     return context
 
