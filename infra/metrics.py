@@ -65,6 +65,12 @@ HTTP_REQUESTS = Counter("image_search_http_requests_total", "HTTP requests answe
 HTTP_SECONDS = Histogram("image_search_http_seconds", "Seconds of a request", ["route"], buckets=_SECONDS)
 # Seconds of each step of a search, by step.
 SEARCH_STEP_SECONDS = Histogram("image_search_search_step_seconds", "Seconds of a step of a search", ["step"], buckets=_SECONDS)
+# Query pictures embedded by one call of the model: 1 as long as nobody waits for it.
+QUERY_BATCH_PICTURES = Histogram(
+    "image_search_query_batch_pictures", "Query pictures of a model call", buckets=(1, 2, 4, 8, 16, 32)
+)
+# Query pictures by where their vector came from: embedded, or recent (the same bytes were searched for before).
+QUERY_VECTORS = Counter("image_search_query_vectors_total", "Vectors of query pictures", ["origin"])
 # Nearest vectors that were not shown because their row says otherwise (overwritten or deleted meanwhile).
 HITS_HIDDEN = Counter("image_search_hits_hidden_total", "Hits hidden by their row")
 # Event streams open now.

@@ -20,6 +20,7 @@ from infra.settings import QuerySettings
 from processors.embedding.active_model import active_model
 from processors.embedding.open_models import OpenModels
 from query_service.admission import Admission
+from query_service.batching import BatchingEmbedder
 from query_service.event_feed import EventFeed
 from query_service.freshness import FreshnessFollower
 from query_service.keys import (
@@ -40,6 +41,7 @@ from query_service.keys import (
 )
 from query_service.middlewares import add_safe_headers, observe, translate_errors
 from query_service.openapi import document
+from query_service.recent import RecentVectors
 from query_service.resources import REAL, Resources
 from query_service.routes import events, images, operations, page, search
 from query_service.search import Searcher
@@ -136,14 +138,19 @@ def _searching(resources: Resources) -> Context:
         @asynccontextmanager
         async def searcher(row: ModelRow) -> AsyncIterator[Searcher]:
             async with resources.model(settings, row) as model:
+                embedder = BatchingEmbedder(
+                    model.embedder, pictures_at_once=settings.queries_embedded_at_once, waiting=settings.queries_at_once
+                )
                 yield Searcher(
                     model=row,
                     decode=model.decode,
-                    embedder=model.embedder,
+                    embedder=embedder,
+                    recent=RecentVectors(settings.recent_query_vectors),
                     vectors=app[VECTORS],
                     metadata=metadata,
                     freshness=app[FRESHNESS],
                 )
+                await embedder.close()
 
         app[MODELS] = models = OpenModels(metadata, searcher)
         try:

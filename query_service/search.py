@@ -13,6 +13,7 @@ from infra.vector_store.interface import VectorStore
 from processors.embedding.embedder import Embedder, Pixels
 from query_service.errors import RequestRefused
 from query_service.freshness import Freshness
+from query_service.recent import RecentVectors
 from schemas.api import ErrorCode, Hit, SearchAnswer, SearchTimings, time_of_us
 from schemas.filter import Filter
 from schemas.identity import ObjectId
@@ -72,6 +73,7 @@ class Searcher:
         model: ModelRow,
         decode: Decode,
         embedder: Embedder,
+        recent: RecentVectors,
         vectors: VectorStore,
         metadata: MetadataStore,
         freshness: Freshness,
@@ -79,6 +81,7 @@ class Searcher:
         self.model = model
         self._decode = decode
         self._embedder = embedder
+        self._recent = recent
         self._vectors = vectors
         self._metadata = metadata
         self._freshness = freshness
@@ -86,11 +89,16 @@ class Searcher:
     async def by_picture(self, data: bytes, request: SearchRequest) -> SearchAnswer:
         """Raises ImageRejected and StoreUnavailable."""
         steps = _Steps()
-        pixels = await self._decode(data)
-        steps.done("decode")
-        vectors = await self._embedder.embed(pixels)
-        steps.done("embed")
-        return await self._answer(vectors[0], request, steps, leave_out=())
+
+        async def embedded() -> Vector:
+            pixels = await self._decode(data)
+            steps.done("decode")
+            vector: Vector = (await self._embedder.embed(pixels))[0]
+            steps.done("embed")
+            return vector
+
+        vector = await self._recent.vector_of(data, self._embedder.fingerprint, embedded)
+        return await self._answer(vector, request, steps, leave_out=())
 
     async def by_object(self, row: ImageRow, request: SearchRequest) -> SearchAnswer:
         """Search by what is stored of an object, which is left out of the answer.

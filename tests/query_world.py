@@ -22,6 +22,7 @@ from infra.object_store.memory import MemoryObjectStore
 from infra.settings import CommonSettings, QuerySettings
 from infra.vector_store.memory import MemoryVectorStore
 from processors.embedding.embedder import Pixels, Vectors
+from query_service.recent import RecentVectors
 from query_service.resources import QueryModel, Resources
 from query_service.search import Searcher
 from schemas.api import FreshnessStatus
@@ -116,11 +117,12 @@ class QueryWorld:
         await self.metadata.save_cursor(f"seaweedfs/{BUCKET}", Cursor(position=PUT_TIME_US * 1000, clean=True))
         return self
 
-    def searcher(self) -> Searcher:
+    def searcher(self, recent: RecentVectors | None = None) -> Searcher:
         return Searcher(
             model=active(),
             decode=self.decode,
             embedder=self.embedder,
+            recent=RecentVectors(0) if recent is None else recent,
             vectors=self.vectors,
             metadata=self.metadata,
             freshness=NeverStale(),

@@ -34,6 +34,7 @@ SQLITE_BUSY_SECONDS = 5.0
 RECYCLE_SECONDS = 1800
 
 _WRITES = "image_search_writes"
+_ONE_QUERY = "image_search_one_query"
 
 # Lock wait time-out, deadlock, and a key that another writer inserted after we had looked for it. Done again from the
 # start, the first two get their locks and the third sees the other's row.
@@ -88,7 +89,11 @@ def set_sqlite_pragmas(connection: DBAPIConnection, *, busy_seconds: float) -> N
 def _begin_sqlite(connection: Connection) -> None:
     # A read transaction that turns into a writing one fails at once, whatever the busy time-out, when another process
     # wrote in between. So a writing one takes its place in the queue when it begins.
-    writes = connection.get_execution_options().get(_WRITES, False)
+    options = connection.get_execution_options()
+    if options.get(_ONE_QUERY, False):
+        # A query by itself sees one state anyway, and each call of the driver wakes its thread and ours.
+        return
+    writes = options.get(_WRITES, False)
     connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
 
 
@@ -134,6 +139,7 @@ class Database:
             if path is None
             else _sqlite_engine(url, path, pool_size, timeout_seconds)
         )
+        self._query = self._engine.execution_options(**{_ONE_QUERY: True})
         self._writer = self._engine.execution_options(**{_WRITES: True})
         self._serial = self._writer if path is not None else self._writer.execution_options(isolation_level="SERIALIZABLE")
         self._timeout = timeout_seconds
@@ -143,6 +149,10 @@ class Database:
     async def read(self, work: Work[Result]) -> Result:
         """Run `work` in a transaction that only reads. Raises StoreUnavailable and ConfigurationError."""
         return await self._run(self._engine, work)
+
+    async def query(self, work: Work[Result]) -> Result:
+        """As `read`, for a single query on the way of every search: SQLite is spared the transaction around it."""
+        return await self._run(self._query, work)
 
     async def write(self, work: Work[Result], *, serial: bool = False) -> Result:
         """Run `work` in a transaction, the whole of it again when it lost a race: `work` must start from nothing each time.
@@ -196,8 +206,13 @@ async def _attempt(engine: AsyncEngine, work: Work[Result]) -> Result:
 
 @contextlib.asynccontextmanager
 async def _transaction(engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
-    async with engine.connect() as connection, connection.begin():
-        yield connection
+    async with engine.connect() as connection:
+        if engine.get_execution_options().get(_WRITES, False):
+            async with connection.begin():
+                yield connection
+        else:
+            # Begins by itself and is rolled back by its end: a commit would be one more trip to the database.
+            yield connection
 
 
 class _LostARace(Exception):

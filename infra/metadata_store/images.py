@@ -48,7 +48,7 @@ class SqlImages(SqlPart):
             found = await connection.execute(select(images).where(images.c.object_id.in_(ids)))
             return {ObjectId(row.object_id): image_row(row) for row in found}
 
-        return await self._database.read(work) if ids else {}
+        return await self._database.query(work) if ids else {}
 
     async def models_of(self, ids: Collection[ObjectId]) -> dict[ObjectId, dict[ModelFingerprint, ContentHash]]:
         async def work(connection: AsyncConnection) -> dict[ObjectId, dict[ModelFingerprint, ContentHash]]:

@@ -78,6 +78,12 @@ class QuerySettings(CommonSettings, ModelSettings):
     default_limit: int = Field(20, ge=1, le=1000, description="Hits of a search that names no limit.")
     queries_at_once: int = Field(16, ge=1, description="Searches worked on at once.")
     queries_waiting: int = Field(64, ge=0, description="Searches that may wait for their turn; the next one gets 429.")
+    queries_embedded_at_once: int = Field(
+        8, ge=1, description="Most query pictures of one call of the model; those that come while it is busy share the next."
+    )
+    recent_query_vectors: int = Field(
+        1024, ge=0, description="Vectors of query pictures that are remembered, by content hash and model; 0: none."
+    )
     body_bytes_at_once: int = Field(
         256 * 1024 * 1024, ge=1, description="Bytes of query pictures held at once; a request that would pass it gets 429."
     )

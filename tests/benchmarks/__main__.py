@@ -17,7 +17,7 @@ from processors.embedding import open_embedder
 from processors.embedding.active_model import active_model
 from processors.embedding.catalog import fingerprint
 from processors.embedding.choice import chosen
-from tests.benchmarks import bare, measures
+from tests.benchmarks import bare, measures, queries
 from tests.benchmarks.report import Result, publish
 from tests.pictures import edited_copy, jpeg
 from tests.stack import FullStack
@@ -57,9 +57,11 @@ async def embedded(stack: FullStack, console: Console) -> tuple[list[Result], di
                     rounds=[filled.rate, before, after],
                 )
             )
-            queries = [edited_copy(jpeg(number)) for number in range(measures.SEARCHES)]
+            pictures = [edited_copy(jpeg(number)) for number in range(measures.SEARCHES)]
             search = bare.BareSearch(rules, embedder, vectors, model.collection)
-            results += await measures.search_overhead(bench, search, queries, console.print)
+            results += await queries.overhead(bench, search, pictures, console.print)
+            results += await queries.throughput(bench, console.print)
+            results += await queries.refusals(bench, console.print)
         memory = stack.resident_bytes()
         results.append(Result("resident memory, all processes", sum(memory.values()) / 2**30, MEMORY_GOAL_GIB, "GiB"))
         with_torch = stack.processes_with("libtorch")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import aiohttp
@@ -12,7 +12,6 @@ import aiohttp
 from infra import object_store
 from infra.settings import CommonSettings
 from schemas.identity import ObjectRef
-from tests.benchmarks.bare import BareSearch
 from tests.benchmarks.report import Result, percentile
 from tests.pictures import jpeg
 from tests.stack import FullStack
@@ -118,25 +117,3 @@ async def backlog(bench: Bench, say: Callable[[str], None]) -> Backlog:
     cpu_after = bench.stack.cpu_seconds()
     say(f"backlog: {BACKLOG} pictures in {seconds:.1f} s (all put after {put_seconds:.1f} s)")
     return Backlog(BACKLOG / seconds, seconds, {name: cpu_after[name] - cpu_before.get(name, 0.0) for name in cpu_after})
-
-
-async def search_overhead(
-    bench: Bench, bare: BareSearch, pictures: Sequence[bytes], say: Callable[[str], None]
-) -> list[Result]:
-    """The service's answer over HTTP against decode, embed and search in one process, in turn, picture by picture."""
-    ours: list[float] = []
-    theirs: list[float] = []
-    for number, picture in enumerate(pictures):
-        first_bare = number % 2 == 0
-        if first_bare:
-            theirs.append(await bare.seconds(picture, SEARCH_LIMIT))
-        started = time.perf_counter()
-        await bench.search(picture, SEARCH_LIMIT)
-        ours.append(time.perf_counter() - started)
-        if not first_bare:
-            theirs.append(await bare.seconds(picture, SEARCH_LIMIT))
-    added = 1000 * (percentile(ours, 0.5) - percentile(theirs, 0.5))
-    say(f"search: p50 {1000 * percentile(ours, 0.5):.1f} ms, bare {1000 * percentile(theirs, 0.5):.1f} ms")
-    return [
-        Result("search above decode + embed + bare search, p50", added, 6.0, "ms", rounds=[1000 * value for value in ours]),
-    ]

@@ -15,17 +15,20 @@ from typing import Any
 
 import aiohttp
 import pytest
+from aiohttp.test_utils import TestClient
 from PIL import Image
 
 from infra.local_stack import ports
 from infra.metadata_store.interface import Cursor
 from infra.settings import ENV_PREFIX, ProcessorSettings
+from query_service.app import init_app
 from query_service.sse import Message, Parser
 from schemas.api import ErrorCode
 from tests.conftest import FreshSettings
 from tests.deployment import environment_of
 from tests.pictures import draw, edited_copy, encoded, jpeg
-from tests.query_deployment import Service, serving
+from tests.query_deployment import Service, query_settings, serving
+from tests.query_world import Server
 from tests.stack import IMAGE_SEARCH
 
 KEYS = [f"set/{number}.jpg" for number in range(12)]
@@ -164,6 +167,42 @@ async def test_similar_and_list(service: Service) -> None:
 async def test_many_searches_at_once(service: Service) -> None:
     answers = await asyncio.gather(*(service.search(jpeg(number % 12), limit="1") for number in range(64)))
     assert [keys_of(answer) for answer in answers] == [[f"set/{number % 12}.jpg"] for number in range(64)]
+
+
+async def test_many_searches_at_once_answer_as_each_alone(service: Service) -> None:
+    """Also with what the service remembers: the pictures are new to it, and asked for again one by one."""
+    pictures = [edited_copy(jpeg(number)) + b"new" for number in range(12)]
+    together = await asyncio.gather(*(service.search(picture, prefix="set/") for picture in pictures * 2))
+    assert any(answer["timing_ms"]["embed"] is not None for answer in together)
+    for picture, *answers in zip(pictures, together[:12], together[12:], strict=True):
+        remembered = await service.search(picture, prefix="set/")
+        assert (remembered["timing_ms"]["decode"], remembered["timing_ms"]["embed"]) == (None, None)
+        alone = await service.search(picture + b"unremembered", prefix="set/")
+        assert alone["timing_ms"]["embed"] is not None
+        for answer in (*answers, remembered):
+            assert keys_of(answer) == keys_of(alone)
+            scores = [hit["score"] for hit in answer["hits"]]
+            assert scores == pytest.approx([hit["score"] for hit in alone["hits"]], abs=0.01)
+
+
+async def test_a_service_that_is_full_says_so_and_answers_those_it_let_in(service: Service) -> None:
+    settings = query_settings(service.deployment.settings, queries_at_once=1, queries_waiting=1, recent_query_vectors=0)
+    async with TestClient(Server(init_app(settings))) as client:
+
+        async def ask(number: int) -> aiohttp.ClientResponse:
+            response = await client.post("/v1/search", data=jpeg(number % 12), params={"limit": "1"})
+            await response.read()
+            return response
+
+        responses = await asyncio.gather(*(ask(number) for number in range(24)))
+        assert {response.status for response in responses} == {200, 429}
+        for number, response in enumerate(responses):
+            body = await response.json()
+            if response.status == 429:
+                assert (body["error"]["code"], response.headers["Retry-After"]) == (ErrorCode.TOO_MANY_REQUESTS, "1")
+            else:
+                assert keys_of(body) == [f"set/{number % 12}.jpg"]
+        assert (await ask(3)).status == 200
 
 
 async def messages_of(response: aiohttp.ClientResponse, until: int | None = None) -> list[Message]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import Mapping
 from dataclasses import replace
@@ -18,11 +19,13 @@ from infra.metrics import store_error
 from ingest_bridge.announcing import Source, announced
 from processors.delivery import Batcher
 from processors.work import Delivery
+from query_service.batching import BatchingEmbedder
+from query_service.recent import RecentVectors
 from query_service.search import SearchRequest
 from schemas.events import Cause, ObjectEvent
 from schemas.identity import ObjectRef
 from schemas.topics import OUTCOMES, Topic
-from tests.query_world import QueryWorld, picture
+from tests.query_world import AngleEmbedder, QueryWorld, decode, picture
 from tests.unit.test_delivery import FakeEvent, FakeMessage, Work, finish, settle
 from tests.unit.test_query_freshness import BOUND, Scene
 from tests.unit.world import BROKEN, BUCKET, World, event_for
@@ -190,6 +193,24 @@ async def test_a_search_by_its_steps() -> None:
     await world.searcher().by_picture(picture(0), SearchRequest(limit=1))
     for step in ("decode", "embed", "search", "metadata"):
         assert moved.by("search_step_seconds_count", step=step) == 1, step
+
+
+async def test_a_query_vector_by_where_it_came_from() -> None:
+    world = await QueryWorld().start()
+    searcher = world.searcher(RecentVectors(8))
+    moved = Moved()
+    for _ in range(3):
+        await searcher.by_picture(picture(0), SearchRequest(limit=1))
+    assert moved.by("query_vectors_total", origin="embedded") == 1
+    assert moved.by("query_vectors_total", origin="recent") == 2
+
+
+async def test_pictures_of_a_call_of_the_model() -> None:
+    embedder, moved = BatchingEmbedder(AngleEmbedder(), pictures_at_once=8, waiting=8), Moved()
+    pixels = await decode(picture(0))
+    await asyncio.gather(*(embedder.embed(pixels) for _ in range(3)))
+    assert moved.by("query_batch_pictures_count") == 1
+    assert moved.by("query_batch_pictures_sum") == 3
 
 
 async def test_the_lag_and_the_age_of_what_is_found() -> None:
