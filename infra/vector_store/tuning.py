@@ -56,7 +56,7 @@ class Scratch:
         await self._connection.call(lambda client, seconds: client.insert(self.name, rows, timeout=seconds))
 
     async def build(self, index: VectorIndex) -> None:
-        """In place of the one before; built and loaded when it returns. Raises PermanentError for what the server refuses."""
+        """In place of the one before; built and loaded when it returns."""
 
         async def build(client: AsyncMilvusClient, seconds: float) -> None:
             await client.release_collection(self.name, timeout=seconds)
@@ -82,7 +82,7 @@ class Scratch:
                 consistency_level="Bounded",
                 timeout=seconds,
             )
-            return [int(hit["number"]) for hit in found[0]]
+            return [int(hit["id"]) for hit in found[0]]
 
         return await self._connection.call(ask)
 

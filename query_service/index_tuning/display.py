@@ -34,7 +34,6 @@ def document(tuning: Tuning) -> dict[str, Any]:
         "queries": len(tuning.sample.queries),
         "recall_goal": tuning.goal,
         "trials": [_trial(trial) for trial in tuning.trials],
-        "refused": [_described(index) for index in tuning.refused],
         "recommended": _trial(tuning.recommended) if tuning.recommended else None,
     }
 
@@ -70,8 +69,6 @@ def show(tuning: Tuning, console: Console) -> None:
             "recommended" if trial is tuning.recommended else "",
         )
     console.print(table)
-    for index in tuning.refused:
-        console.print(f"not taken by this server: {_described(index)}")
     console.print("memory is computed for all rows of the collection; recall and times are of the copy")
     if not sample.whole:
         console.print(

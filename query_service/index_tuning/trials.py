@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from infra.errors import ConfigurationError, PermanentError
+from infra.errors import ConfigurationError
 from infra.progress import Progress
 from infra.settings import CommonSettings
 from infra.vector_store import VectorStore
@@ -59,7 +59,6 @@ class Tuning:
     sample: Sample
     goal: float
     trials: Sequence[Trial]
-    refused: Sequence[VectorIndex]
     recommended: Trial | None
 
 
@@ -70,18 +69,14 @@ async def tune(
     sample = await draw(store, collection, rows=rows, queries=queries, progress=progress)
     nearest = await asyncio.to_thread(exact, sample.stored, sample.queries)
     trials: list[Trial] = []
-    refused = []
     async with scratch_collection(settings) as scratch:
         await scratch.fill(sample.stored, progress("copying vectors", len(sample.stored)))
         kinds = list(builds(len(sample.stored)))
         built = progress("building and searching", len(kinds))
         for index in kinds:
-            try:
-                trials += await _tried(scratch, index, sample, nearest)
-            except PermanentError:
-                refused.append(index)
+            trials += await _tried(scratch, index, sample, nearest)
             built(1)
-    return Tuning(sample, goal, trials, refused, recommend(trials, goal, whole=sample.whole))
+    return Tuning(sample, goal, trials, recommend(trials, goal, whole=sample.whole))
 
 
 async def draw(store: VectorStore, collection: str, *, rows: int, queries: int, progress: Progress) -> Sample:

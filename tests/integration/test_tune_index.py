@@ -18,12 +18,10 @@ import pytest
 from pymilvus import AsyncMilvusClient  # type: ignore[import-untyped]  # it has no types
 
 from infra import metadata_store, vector_store
-from infra.errors import PermanentError
 from infra.metadata_store import upgrade_schema
 from infra.metadata_store.interface import ModelRow
 from infra.settings import ENV_PREFIX, CommonSettings
 from infra.vector_store import VectorStore
-from infra.vector_store.index import VectorIndex
 from infra.vector_store.tuning import SCRATCH, Scratch, remove_left_over, scratch_collection
 from query_service.index_tuning import trials
 from schemas.identity import ModelFingerprint, ObjectRef, content_hash_of
@@ -97,7 +95,7 @@ async def test_exact_search_finds_all_each_index_some_and_the_copy_is_gone(
 ) -> None:
     before = await content(store, collection)
     tuning = await tuned(settings, store, collection)
-    assert not tuning.refused and tuning.sample.whole and tuning.sample.rows == ROWS
+    assert tuning.sample.whole and tuning.sample.rows == ROWS
     by_kind: dict[str, list[trials.Trial]] = {}
     for trial in tuning.trials:
         by_kind.setdefault(trial.index.kind, []).append(trial)
@@ -128,12 +126,10 @@ async def test_after_an_error_the_copy_is_gone(
     assert await scratch_names(settings) == []
 
 
-async def test_what_the_server_refuses_is_told_apart_and_a_killed_run_can_be_cleaned_up(settings: CommonSettings) -> None:
+async def test_what_a_killed_run_left_behind_can_be_removed(settings: CommonSettings) -> None:
     async with scratch_collection(settings) as scratch:
         await scratch.fill(np.eye(DIMENSION, dtype=np.float32), lambda _: None)
         assert await scratch_names(settings) == [scratch.name]
-        with pytest.raises(PermanentError):
-            await scratch.build(VectorIndex(links=100_000))
         assert await remove_left_over(settings) == [scratch.name]
         assert await scratch_names(settings) == []
     assert await remove_left_over(settings) == []
