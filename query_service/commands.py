@@ -1,4 +1,4 @@
-"""`image-search serve`, `search` and `events`."""
+"""`image-search serve`, `search`, `events` and `tune-index`."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import click
 
 from infra.errors import ConfigurationError
 from infra.settings import ClientSettings, QuerySettings, load
+from query_service.index_tuning.commands import tune_index
 
 if TYPE_CHECKING:
     from query_service.sse import Message
@@ -158,4 +159,4 @@ def _state_dir(context: click.Context) -> Path:
     return state_dir
 
 
-commands: list[click.Command] = [serve, search, events]
+commands: list[click.Command] = [serve, search, events, tune_index]

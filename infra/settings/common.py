@@ -82,6 +82,28 @@ class CommonSettings(ServiceSettings):
     )
     milvus_timeout_seconds: float = Field(10.0, gt=0, description="Longest wait for one vector store call.")
     milvus_collection_prefix: str = Field("", pattern=r"^[a-z0-9_]{0,32}$", description="Put before each collection's name.")
+    milvus_index: Literal["HNSW", "IVF_FLAT", "IVF_SQ8", "FLAT"] = Field(
+        "HNSW", description="Index that a collection is made with; one that exists keeps its own. See image-search tune-index."
+    )
+    milvus_index_links: int = Field(16, ge=2, le=2048, description="Index HNSW: links of each vector (M), when it is made.")
+    milvus_index_build_effort: int = Field(
+        200, ge=1, le=32768, description="Index HNSW: candidates looked at for each link (efConstruction), when it is made."
+    )
+    milvus_index_lists: int = Field(
+        128,
+        ge=1,
+        le=65536,
+        description="Index IVF_FLAT and IVF_SQ8: lists that vectors are put into (nlist), when it is made.",
+    )
+    milvus_search_effort: int = Field(
+        64,
+        ge=1,
+        le=32768,
+        description="Index HNSW: least candidates of a search (ef); never fewer than twice its limit.",
+    )
+    milvus_search_lists: int = Field(
+        16, ge=1, le=65536, description="Index IVF_FLAT and IVF_SQ8: lists that a search looks into (nprobe)."
+    )
 
     database_url: SecretStr = Field(
         SecretStr("sqlite+aiosqlite:///.image-search/embedded/metadata.db"),

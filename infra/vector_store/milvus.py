@@ -12,15 +12,12 @@ from pymilvus import AsyncMilvusClient, CollectionSchema, DataType  # type: igno
 from infra.errors import ConfigurationError
 from infra.vector_store.calls import Connection
 from infra.vector_store.expression import between, narrowed, one_of, stored_text
+from infra.vector_store.index import DEFAULT_INDEX, VectorIndex
 from infra.vector_store.interface import VectorEntry
 from schemas.filter import Filter
 from schemas.identity import ContentHash, ObjectId, ObjectRef, object_id_from_hex
 from schemas.vectors import StoredVector, Vector, VectorHit, VectorRow
 
-HNSW_LINKS = 16
-HNSW_BUILD_EFFORT = 200
-LEAST_SEARCH_EFFORT = 64
-MOST_SEARCH_EFFORT = 32_768
 MOST_HITS = 16_384
 
 # Rows of one request. 500 vectors of 2,048 floats are 4 MiB, of the 64 MiB that the server takes.
@@ -36,8 +33,9 @@ _BUCKET_BYTES, _KEY_BYTES, _FORMAT_BYTES, _HEX_BYTES = 63, 1024, 16, 64
 class MilvusVectorStore:
     """Belongs to the event loop that first uses it. The server may come and go: no call needs a new store."""
 
-    def __init__(self, connection: Connection) -> None:
-        self._connection = connection
+    def __init__(self, connection: Connection, index: VectorIndex = DEFAULT_INDEX) -> None:
+        """`index`: what collections are made with, and how hard every search looks."""
+        self._connection, self._index = connection, index
         self._dimensions: dict[str, int] = {}
 
     async def create_collection(self, name: str, *, dimension: int) -> None:
@@ -50,8 +48,8 @@ class MilvusVectorStore:
                 raise ConfigurationError(f"collection {name} has {found} dimensions, the model has {dimension}")
             if not await client.list_indexes(name, timeout=seconds):
                 index = client.prepare_index_params()
-                parameters = {"M": HNSW_LINKS, "efConstruction": HNSW_BUILD_EFFORT}
-                index.add_index("vector", index_type="HNSW", metric_type="COSINE", params=parameters)
+                parameters = self._index.build_parameters
+                index.add_index("vector", index_type=self._index.kind, metric_type="COSINE", params=parameters)
                 await client.create_index(name, index, timeout=seconds)
             await client.load_collection(name, timeout=seconds)
 
@@ -115,7 +113,7 @@ class MilvusVectorStore:
                 filter=narrowed(narrow),
                 limit=limit,
                 output_fields=["content_hash"],
-                search_params={"metric_type": "COSINE", "params": {"ef": search_effort(limit)}},
+                search_params={"metric_type": "COSINE", "params": self._index.search_parameters(limit)},
                 anns_field="vector",
                 consistency_level=_consistency(strong),
                 timeout=seconds,
@@ -192,11 +190,6 @@ class MilvusVectorStore:
         for vector in vectors:
             if vector.shape != (dimension,) or not np.isfinite(vector).all():
                 raise ValueError(f"not a vector of {dimension} finite numbers")
-
-
-def search_effort(limit: int) -> int:
-    """HNSW's `ef`: below the limit an indexed segment refuses the search, at twice the limit it misses next to nothing."""
-    return min(MOST_SEARCH_EFFORT, max(LEAST_SEARCH_EFFORT, 2 * limit))
 
 
 def _schema(dimension: int) -> CollectionSchema:

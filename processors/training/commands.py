@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,9 +12,7 @@ import click
 from infra.errors import ConfigurationError
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
-    from processors.training.evaluate import Evaluated, Progress
+    from processors.training.evaluate import Evaluated
     from processors.training.extraction import ModelUnderTest
 
 EDITS = ("crop", "resize", "jpeg", "blur", "overlay", "text", "flip", "rotate", "colour", "screenshot")
@@ -57,6 +54,7 @@ def evaluate(
     """
     from rich.console import Console
 
+    from infra.progress import shown_on
     from processors.training.edits import Edit
     from processors.training.evaluate import Evaluation
     from processors.training.evaluate import evaluate as run
@@ -75,7 +73,7 @@ def evaluate(
         seed=seed,
     )
     console, aside = (Console(stderr=stderr, markup=False, highlight=False) for stderr in (False, True))
-    with _progress(aside) as progress:
+    with shown_on(aside) as progress:
         evaluated = asyncio.run(run(asked, progress, aside.print))
     if as_json:
         click.echo(evaluated.report.model_dump_json(indent=2))
@@ -147,20 +145,3 @@ def _write(evaluated: Evaluated, models: Sequence[ModelUnderTest], output: Path)
                 plots.miss_sheet(of_model, draw, sheet)
     except OSError as error:
         raise ConfigurationError(f"{output} cannot be written to: {error.strerror}") from None
-
-
-@contextmanager
-def _progress(console: Console) -> Iterator[Progress]:
-    """A bar with an estimate for each part of the work; without a terminal a line for each."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, disable=not console.is_terminal) as bars:
-
-        def begin(description: str, total: int) -> Callable[[int], None]:
-            if not console.is_terminal:
-                console.print(f"{description}: {total}")
-            task = bars.add_task(description, total=total)
-            return lambda steps: bars.advance(task, steps)
-
-        yield begin

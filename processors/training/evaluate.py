@@ -8,11 +8,12 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, TypeAlias
+from typing import Final
 
 import numpy as np
 
 from infra.errors import ConfigurationError
+from infra.progress import Progress
 from processors.embedding.embedder import Vectors
 from processors.training.edits import Edit
 from processors.training.extraction import Extracted, Extractor, ModelUnderTest, Sample, open_extractor
@@ -22,9 +23,6 @@ from processors.training.ranking import NOBODY, GroundTruth, QueryResults, Ranki
 from processors.training.report import EvaluationReport, Miss, ModelReport
 
 WORST_MISSES: Final = 8
-
-Progress: TypeAlias = Callable[[str, int], Callable[[int], None]]
-"""Told what is begun and how many steps it has; gives back what is told of each few that are done."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

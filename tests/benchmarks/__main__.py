@@ -17,7 +17,7 @@ from processors.embedding import open_embedder
 from processors.embedding.active_model import active_model
 from processors.embedding.catalog import fingerprint
 from processors.embedding.choice import chosen
-from tests.benchmarks import bare, measures, queries
+from tests.benchmarks import bare, index, instead, measures, queries
 from tests.benchmarks.report import Result, publish
 from tests.pictures import edited_copy, jpeg
 from tests.stack import FullStack
@@ -66,6 +66,7 @@ async def embedded(stack: FullStack, console: Console) -> tuple[list[Result], di
         results.append(Result("resident memory, all processes", sum(memory.values()) / 2**30, MEMORY_GOAL_GIB, "GiB"))
         with_torch = stack.processes_with("libtorch")
         results.append(Result("serving processes with torch", len(with_torch), 0, "processes"))
+        results += await index.measure(settings, console.print)
         return results, filled.cpu_seconds
     finally:
         await embedder.close()
@@ -90,6 +91,8 @@ def main() -> None:
         results, cpu_seconds = asyncio.run(embedded(stack, console))
     with _running("full") as stack:
         results += asyncio.run(full(stack, console))
+    for precision in instead.INGEST_GOALS:
+        results += instead.run(precision, console.print)
     publish(results, cpu_seconds, console)
 
 

@@ -15,7 +15,8 @@ from infra import vector_store
 from infra.errors import ConfigurationError, StoreUnavailable
 from infra.settings import CommonSettings
 from infra.vector_store import MemoryVectorStore, VectorStore
-from infra.vector_store.milvus import MOST_HITS, search_effort
+from infra.vector_store.index import VectorIndex
+from infra.vector_store.milvus import MOST_HITS
 from schemas.filter import Filter
 from schemas.identity import ModelFingerprint, ObjectId, ObjectRef, content_hash_of
 from schemas.vectors import Vector, VectorRow, collection_name
@@ -209,7 +210,7 @@ async def test_a_large_limit_brings_all_rows(store: VectorStore, name: str) -> N
 
 @pytest.mark.parametrize("limit", [1, 20, 1000, 1200, MOST_HITS])
 def test_the_search_effort_is_what_an_indexed_segment_takes(limit: int) -> None:
-    assert max(64, 2 * limit) == search_effort(limit) <= 32_768
+    assert max(64, 2 * limit) == VectorIndex().effort(limit) <= 32_768
 
 
 async def test_pages_bring_every_row_once_in_the_order_of_ids(store: VectorStore, name: str) -> None:

@@ -1,0 +1,1 @@
+"""Which index suits the vectors that lie in a collection."""
