@@ -14,6 +14,7 @@ from query_service.event_feed import Feed, FeedFilter, FeedMessage
 from query_service.keys import FEED, SETTINGS, STOPPING
 from query_service.middlewares import EVENTS_PATH
 from query_service.streaming import ReaderGone, break_off, is_gone, send
+from schemas.access import Scope
 from schemas.api import ErrorCode, EventParameters
 
 LAST_EVENT_ID_HEADER = "Last-Event-ID"
@@ -95,6 +96,7 @@ ENDPOINTS = (
         events,
         "What became of objects, as server-sent events: CloudEvents, each with a cursor for its id",
         MEDIA_TYPE,
+        scope=Scope.READ,
         parameters=EventParameters,
         headers={LAST_EVENT_ID_HEADER: "The id of the last message seen; goes before `cursor`."},
         errors=(

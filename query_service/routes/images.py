@@ -17,6 +17,7 @@ from query_service.keys import CONTENTS, METADATA, OBJECTS
 from query_service.request import limit_of, row_of, wait_if_asked
 from query_service.search import content_path
 from query_service.streaming import ReaderGone, break_off, send
+from schemas.access import Scope
 from schemas.api import ErrorCode, Image, ImagePage, ImageParameters, ListParameters, time_of_us
 from schemas.tables import RowState
 
@@ -134,6 +135,7 @@ ENDPOINTS = (
         list_images,
         "Objects that are indexed, failed or ignored",
         ImagePage,
+        scope=Scope.READ,
         parameters=ListParameters,
         errors=(ErrorCode.INVALID_CURSOR, ErrorCode.INVALID_FILTER, ErrorCode.STORE_UNAVAILABLE),
     ),
@@ -143,6 +145,7 @@ ENDPOINTS = (
         get_image,
         "One object: what it is and what became of it",
         Image,
+        scope=Scope.READ,
         parameters=ImageParameters,
         errors=(
             ErrorCode.INVALID_ID,
@@ -159,6 +162,7 @@ ENDPOINTS = (
         get_content,
         "The picture's bytes, from its bucket",
         "image/*",
+        scope=Scope.READ,
         errors=(
             ErrorCode.INVALID_ID,
             ErrorCode.IMAGE_NOT_FOUND,

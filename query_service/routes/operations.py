@@ -11,6 +11,7 @@ from infra.followed_buckets import followed_buckets
 from infra.health import readiness
 from query_service.endpoint import JSON, Endpoint, answer
 from query_service.keys import CHECKS, FRESHNESS, METADATA, MODEL, OPENAPI, SETTINGS
+from schemas.access import Open, Scope
 from schemas.api import ErrorCode, Liveness, ModelStatus, Readiness, Status
 from schemas.tables import RowState
 from schemas.vectors import COLLECTION_SCHEMA_VERSION
@@ -69,10 +70,11 @@ ENDPOINTS = (
         status,
         "Counts by state, lag, model, freshness, versions",
         Status,
+        scope=Scope.READ,
         errors=(ErrorCode.STORE_UNAVAILABLE,),
     ),
-    Endpoint("GET", "/healthz/live", live, "The process runs", Liveness),
-    Endpoint("GET", "/healthz/ready", ready, "By component; 503 while one is not well", Readiness),
-    Endpoint("GET", "/metrics", metrics, "Prometheus metrics", "text/plain"),
-    Endpoint("GET", "/openapi.json", openapi, "This document", JSON),
+    Endpoint("GET", "/healthz/live", live, "The process runs", Liveness, scope=Open.HEALTH),
+    Endpoint("GET", "/healthz/ready", ready, "By component; 503 while one is not well", Readiness, scope=Open.HEALTH),
+    Endpoint("GET", "/metrics", metrics, "Prometheus metrics", "text/plain", scope=Open.METRICS),
+    Endpoint("GET", "/openapi.json", openapi, "This document", JSON, scope=Open.DOCUMENT),
 )

@@ -7,6 +7,7 @@ from pathlib import Path
 from aiohttp import web
 
 from query_service.endpoint import Endpoint
+from schemas.access import Open
 
 _FOLDER = Path(__file__).parent.parent / "ui"
 
@@ -42,8 +43,8 @@ def _file(name: str, media_type: str) -> web.FileResponse:
 
 
 ENDPOINTS = (
-    Endpoint("GET", "/", page, "The page", _HTML),
-    Endpoint("GET", "/ui/app.js", script, "The page's script", _SCRIPT),
-    Endpoint("GET", "/ui/style.css", style, "The page's style", _STYLE),
-    Endpoint("GET", "/ui/icon.svg", icon, "The page's icon", _ICON),
+    Endpoint("GET", "/", page, "The page", _HTML, scope=Open.PAGE),
+    Endpoint("GET", "/ui/app.js", script, "The page's script", _SCRIPT, scope=Open.PAGE),
+    Endpoint("GET", "/ui/style.css", style, "The page's style", _STYLE, scope=Open.PAGE),
+    Endpoint("GET", "/ui/icon.svg", icon, "The page's icon", _ICON, scope=Open.PAGE),
 )

@@ -9,6 +9,7 @@ from query_service.keys import SEARCHER, SEARCHES, SETTINGS
 from query_service.request import limit_of, row_of, wait_if_asked
 from query_service.search import SearchRequest
 from query_service.upload import read_upload
+from schemas.access import Scope
 from schemas.api import ErrorCode, SearchAnswer, SearchParameters, SimilarParameters
 
 PICTURE_ERRORS = (
@@ -70,6 +71,7 @@ ENDPOINTS = (
         search,
         "Search by a picture that is sent along",
         SearchAnswer,
+        scope=Scope.SEARCH,
         parameters=SearchParameters,
         errors=(
             *PICTURE_ERRORS,
@@ -87,6 +89,7 @@ ENDPOINTS = (
         similar,
         "Search by an indexed picture, which is left out of the answer",
         SearchAnswer,
+        scope=Scope.SEARCH,
         parameters=SimilarParameters,
         errors=(
             ErrorCode.INVALID_ID,
