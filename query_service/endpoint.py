@@ -24,8 +24,8 @@ JSON = "application/json"
 class Endpoint:
     """`path` in aiohttp's and OpenAPI's common form: `/v1/images/{id}`.
 
-    `scope` is what a key needs for it; `Open` says that it needs none, and why. `answer` is the model of the 200 answer, or its media type. `errors` are the codes beside those that every route can
-    answer with.
+    `scope` is what a key needs for it; `Open` says that it needs none, and why. `answer` is the model of the 200 answer, or
+    its media type. `errors` are the codes beside those that every route can answer with.
     """
 
     method: str
