@@ -14,7 +14,7 @@ from query_service.cursors import page_cursor, page_start
 from query_service.endpoint import Endpoint, answer, parse, query_of
 from query_service.errors import RequestRefused
 from query_service.keys import CONTENTS, METADATA, OBJECTS
-from query_service.request import limit_of, row_of, wait_if_asked
+from query_service.request import grant_of, limit_of, row_of, wait_if_asked
 from query_service.search import content_path
 from query_service.streaming import ReaderGone, break_off, send
 from schemas.access import Scope
@@ -39,10 +39,11 @@ log = structlog.get_logger(__name__)
 async def list_images(request: web.Request) -> web.Response:
     parameters = parse(ListParameters, query_of(request))
     limit = limit_of(request, parameters.limit)
+    narrow = grant_of(request).narrowed(parameters.narrow)
     rows = await request.app[METADATA].list_rows(
-        bucket=parameters.bucket,
-        prefix=parameters.prefix,
-        where=parameters.filter,
+        bucket=narrow.bucket,
+        prefix=narrow.prefix,
+        where=narrow.where,
         states=_LIVE_STATES if parameters.state is None else (parameters.state,),
         after=None if parameters.cursor is None else page_start(parameters.cursor),
         limit=limit + 1,

@@ -6,7 +6,7 @@ from aiohttp import web
 
 from query_service.endpoint import Endpoint, answer, parse, query_of, unique
 from query_service.keys import SEARCHER, SEARCHES, SETTINGS
-from query_service.request import limit_of, row_of, wait_if_asked
+from query_service.request import grant_of, limit_of, row_of, wait_if_asked
 from query_service.search import SearchRequest
 from query_service.upload import read_upload
 from schemas.access import Scope
@@ -59,7 +59,7 @@ def _request(request: web.Request, parameters: SimilarParameters, *, strong: boo
     return SearchRequest(
         limit=limit_of(request, parameters.limit),
         min_score=parameters.min_score,
-        narrow=parameters.narrow,
+        narrow=grant_of(request).narrowed(parameters.narrow),
         strong=strong,
     )
 
