@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import subprocess
 from pathlib import Path
 
@@ -24,8 +25,8 @@ ABSENT = "0" * 64
 async def command(deployment: Deployment, *arguments: str) -> str:
     done = await asyncio.to_thread(
         subprocess.run,
-        [*IMAGE_SEARCH, "keys", *arguments],
-        env=environment_of(deployment.settings),
+        [IMAGE_SEARCH, "keys", *arguments],
+        env={**os.environ, **environment_of(deployment.settings)},
         capture_output=True,
         text=True,
         check=False,

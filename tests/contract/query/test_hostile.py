@@ -26,7 +26,7 @@ async def test_an_address_is_not_fetched(client: Client, host: str) -> None:
         as_json = await client.post("/v1/search", data=json.dumps({"url": url}), headers={"Content-Type": "application/json"})
         await refused(as_json, ErrorCode.UNSUPPORTED_MEDIA_TYPE)
         await refused(await client.post("/v1/search", params={"url": url}, data=picture(1)), ErrorCode.INVALID_REQUEST)
-        await refused(await client.post("/v1/search", data={"url": url}), ErrorCode.MISSING_IMAGE)
+        await refused(await client.post("/v1/search", data={"url": url}), ErrorCode.UNSUPPORTED_MEDIA_TYPE)
         assert not visitors
 
 

@@ -90,9 +90,8 @@ async def test_a_key_with_places_sees_nothing_else(world: QueryWorld, client: Cl
             response = await client.get(f"/v1/images/{row.object_id.hex()}{tail}", headers=headers)
             # As for an id that there is not: a refusal would say that there is something.
             assert (await refused(response, ErrorCode.IMAGE_NOT_FOUND))["details"] == {"state": None}
-        waited = await client.get(
-            f"/v1/images/{mine.object_id.hex()}?wait_for={row.object_id.hex()}:{row.etag}", headers=headers
-        )
+        waiting = f"/v1/images/{mine.object_id.hex()}?wait_for={row.object_id.hex()}:{row.etag}"
+        waited = await client.get(waiting, headers=headers)
         assert (await refused(waited, ErrorCode.WAIT_TIMEOUT))["details"]["state"] is None
     events = await (await client.get("/v1/events?cursor=earliest&follow=false", headers=headers)).text()
     assert "mine/a.jpg" in events
