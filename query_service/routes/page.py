@@ -15,7 +15,9 @@ _HTML, _SCRIPT, _STYLE, _ICON = "text/html", "text/javascript", "text/css", "ima
 
 _HEADERS = {
     "Content-Security-Policy": (
-        "default-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; object-src 'none'"
+        "default-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; object-src 'none'; "
+        # A picture that was fetched with a key has no address of its own.
+        "img-src 'self' blob:"
     ),
     "Cache-Control": "no-cache",
 }
