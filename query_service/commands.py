@@ -120,7 +120,12 @@ def keys() -> None:
 @keys.command()
 @click.argument("name")
 @click.option(
-    "--scope", "scopes", multiple=True, required=True, type=click.Choice([*Scope]), help="What it may do; repeatable."
+    "--scope",
+    "scopes",
+    multiple=True,
+    required=True,
+    type=click.Choice([scope.value for scope in Scope]),
+    help="What it may do; repeatable.",
 )
 @click.option(
     "--place", "places", multiple=True, metavar="BUCKET[/PREFIX]", help="Only there; repeatable. Default: everywhere."

@@ -10,7 +10,6 @@ from aiohttp import web
 from click.testing import CliRunner, Result
 from structlog.testing import capture_logs
 
-from infra.cli import cli
 from query_service import app
 from query_service.api_keys import id_in, new_key
 from query_service.commands import keys
@@ -69,10 +68,6 @@ def test_a_key_is_made_listed_and_revoked(database: Path) -> None:
 def test_what_cannot_be_kept_to_is_refused_before_the_database(database: Path, arguments: list[str], words: str) -> None:
     assert words in str(run(database, *arguments).exception)
     assert not (database / "metadata.db").exists()
-
-
-def test_the_command_is_there() -> None:
-    assert "create" in CliRunner().invoke(cli, ["keys", "--help"]).output
 
 
 async def test_what_changes_something_is_written_down_also_when_refused(monkeypatch: pytest.MonkeyPatch) -> None:
