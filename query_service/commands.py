@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 Answer = TypeVar("Answer")
 
 LONGEST_KEY_NAME = 128
+# Of an enum itself click would take the names, not the values.
+SCOPES = [scope.value for scope in Scope]
 _DAY_US = 24 * 3600 * 1_000_000
 
 
@@ -217,6 +219,8 @@ def _print_keys(found: list[ApiKey]) -> None:
     from rich.table import Table
 
     table = Table("id", "name", "state", "scopes", "places", "expires", "last used")
+    # The id is what one copies from here: what is narrow is the rest.
+    table.columns[0].min_width = 12
     for shown in map(_shown, found):
         places = "\n".join(shown["places"]) or "everywhere"
         used, expires = shown["last_used_at"] or "never", shown["expires_at"] or "never"
