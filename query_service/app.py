@@ -23,16 +23,20 @@ from query_service.admission import Admission
 from query_service.batching import BatchingEmbedder
 from query_service.event_feed import EventFeed
 from query_service.freshness import FreshnessFollower
+from query_service.guard import allow_origins, audit, guard, scopes_of
+from query_service.key_ring import KeyRing
 from query_service.keys import (
     BROKER,
     CHECKS,
     CONTENTS,
     FEED,
     FRESHNESS,
+    KEY_RING,
     METADATA,
     MODELS,
     OBJECTS,
     OPENAPI,
+    SCOPES,
     SEARCHES,
     SETTINGS,
     SETTLING,
@@ -71,15 +75,17 @@ Store = TypeVar("Store", bound=_Closable)
 def init_app(settings: QuerySettings, resources: Resources = REAL) -> web.Application:
     """Opens nothing before the application starts. The start raises ConfigurationError and StoreUnavailable."""
     # Bodies are counted where they are read (upload.py). This is the fence for routes that take none.
-    app = web.Application(middlewares=[observe, translate_errors], client_max_size=settings.max_object_bytes)
+    app = web.Application(middlewares=[observe, audit, translate_errors, guard], client_max_size=settings.max_object_bytes)
     app[SETTINGS] = settings
     app[OPENAPI] = document(ENDPOINTS, largest_limit=settings.max_limit)
+    app[SCOPES] = scopes_of(ENDPOINTS)
     app[STOPPING] = asyncio.Event()
     app[SEARCHES] = Admission(
         at_once=settings.queries_at_once, waiting=settings.queries_waiting, bytes_at_once=settings.body_bytes_at_once
     )
     app[CONTENTS] = Admission(at_once=settings.contents_at_once, waiting=settings.contents_waiting)
     app.on_response_prepare.append(add_safe_headers)
+    app.on_response_prepare.append(allow_origins)
     app.on_shutdown.append(_end_streams)
     app.cleanup_ctx.extend(
         [
@@ -87,6 +93,7 @@ def init_app(settings: QuerySettings, resources: Resources = REAL) -> web.Applic
             _store(METADATA, resources.metadata),
             _store(VECTORS, resources.vectors),
             _store(BROKER, resources.broker),
+            _key_ring,
             _freshness,
             _searching(resources),
         ]
@@ -107,6 +114,19 @@ def _store(key: web.AppKey[Store], connect: Callable[[QuerySettings], Awaitable[
         await app[key].close()
 
     return context
+
+
+async def _key_ring(app: web.Application) -> AsyncIterator[None]:
+    settings = app[SETTINGS]
+    ring = app[KEY_RING] = KeyRing(
+        app[METADATA], requests_per_second=settings.key_requests_per_second, burst=settings.key_burst
+    )
+    writing = asyncio.create_task(ring.run())
+    yield
+    writing.cancel()
+    with suppress(asyncio.CancelledError):
+        await writing
+    await ring.write_uses()
 
 
 async def _freshness(app: web.Application) -> AsyncIterator[None]:

@@ -34,11 +34,12 @@ class ServiceUnreachable(TransientError):
 class QueryClient:
     """Use as a context manager. Every method raises ServiceRefused and ServiceUnreachable."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, api_key: str = "") -> None:
         self._url = url.rstrip("/")
+        self._headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
 
     async def __aenter__(self) -> Self:
-        self._session = aiohttp.ClientSession(read_bufsize=LONGEST_LINE_BYTES)
+        self._session = aiohttp.ClientSession(headers=self._headers, read_bufsize=LONGEST_LINE_BYTES)
         return self
 
     async def __aexit__(

@@ -1,22 +1,32 @@
-"""`image-search serve`, `search`, `events` and `tune-index`."""
+"""`image-search serve`, `search`, `events`, `keys` and `tune-index`."""
 
 from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from infra.errors import ConfigurationError
-from infra.settings import ClientSettings, QuerySettings, load
+from infra.settings import ClientSettings, CommonSettings, QuerySettings, load
 from query_service.index_tuning.commands import tune_index
+from schemas.access import Scope
 
 if TYPE_CHECKING:
+    from infra.metadata_store.interface import ApiKey, MetadataStore
+    from query_service.client import QueryClient
     from query_service.sse import Message
     from schemas.api import SearchAnswer
+
+Answer = TypeVar("Answer")
+
+LONGEST_KEY_NAME = 128
+# Of an enum itself click would take the names, not the values.
+SCOPES = [scope.value for scope in Scope]
+_DAY_US = 24 * 3600 * 1_000_000
 
 
 @click.command()
@@ -54,14 +64,12 @@ def search(
     as_json: bool,
 ) -> None:
     """Search by the picture in FILE."""
-    from query_service.client import QueryClient
-
     options = {"limit": limit, "min_score": min_score, "bucket": bucket, "prefix": prefix, "filter": conditions}
     parameters = {name: str(value) for name, value in options.items() if value is not None}
 
     async def ask() -> SearchAnswer:
         picture = await asyncio.to_thread(file.read_bytes)
-        async with QueryClient(_url(context)) as client:
+        async with _client(context) as client:
             return await client.search(picture, parameters)
 
     answer = asyncio.run(ask())
@@ -90,14 +98,12 @@ def events(
     as_json: bool,
 ) -> None:
     """Print what became of pictures."""
-    from query_service.client import QueryClient
-
     start = cursor or (None if follow else "earliest")
     options = {"cursor": start, "type": types, "bucket": bucket, "prefix": prefix}
     parameters = {name: value for name, value in options.items() if value is not None}
 
     async def read() -> None:
-        async with QueryClient(_url(context)) as client:
+        async with _client(context) as client:
             messages: AsyncIterator[Message] = client.follow(parameters) if follow else client.replay(parameters)
             async for message in messages:
                 click.echo(_json_line(message) if as_json else _line(message))
@@ -107,6 +113,121 @@ def events(
     except KeyboardInterrupt:
         # How one leaves --follow: no error.
         return
+
+
+@click.group()
+def keys() -> None:
+    """Make, list and revoke keys of the HTTP API. Works on the database, so it makes the first key, too."""
+
+
+@keys.command()
+@click.argument("name")
+@click.option(
+    "--scope",
+    "scopes",
+    multiple=True,
+    required=True,
+    type=click.Choice([scope.value for scope in Scope]),
+    help="What it may do; repeatable.",
+)
+@click.option(
+    "--place", "places", multiple=True, metavar="BUCKET[/PREFIX]", help="Only there; repeatable. Default: everywhere."
+)
+@click.option("--expires-days", type=click.IntRange(1, 3650), help="Days until it expires. Default: it does not.")
+@click.pass_context
+def create(
+    context: click.Context, *, name: str, scopes: tuple[str, ...], places: tuple[str, ...], expires_days: int | None
+) -> None:
+    """Make a key and print it, alone, on standard output. It is shown once and cannot be had again."""
+    from infra.metadata_store.engine import now_us
+    from query_service.api_keys import new_key
+    from schemas.access import Grant, place_from_text
+
+    if not name.strip() or len(name) > LONGEST_KEY_NAME:
+        raise ConfigurationError(f"a key's name has 1 to {LONGEST_KEY_NAME} characters")
+    try:
+        grant = Grant.of(map(Scope, scopes), map(place_from_text, places))
+    except ValueError as error:
+        raise ConfigurationError(str(error)) from None
+    expires_at_us = None if expires_days is None else now_us() + expires_days * _DAY_US
+    made = new_key(name, grant, expires_at_us=expires_at_us)
+    _on_metadata(context, lambda store: store.add_api_key(made.stored))
+    click.echo(f"Key {made.stored.key_id} ({name}). Keep it now: it is not shown again.", err=True)
+    click.echo(made.text)
+
+
+@keys.command("list")
+@click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
+@click.pass_context
+def list_keys(context: click.Context, *, as_json: bool) -> None:
+    """Show all keys, revoked ones too, by what may be shown of them."""
+    found = _on_metadata(context, lambda store: store.api_keys())
+    if as_json:
+        click.echo(json.dumps([_shown(key) for key in found], indent=2, ensure_ascii=False))
+    else:
+        _print_keys(found)
+
+
+@keys.command()
+@click.argument("key_id")
+@click.pass_context
+def revoke(context: click.Context, *, key_id: str) -> None:
+    """Refuse the key with this id from now on: within seconds, everywhere, for good."""
+    if not _on_metadata(context, lambda store: store.revoke_api_key(key_id)):
+        raise ConfigurationError("there is no key with this id; `image-search keys list` shows them")
+    click.echo(f"Key {key_id} is revoked.")
+
+
+def _on_metadata(context: click.Context, ask: Callable[[MetadataStore], Awaitable[Answer]]) -> Answer:
+    from infra import metadata_store
+
+    settings = load(CommonSettings, state_dir=_state_dir(context))
+
+    async def work() -> Answer:
+        store = await metadata_store.connect(settings)
+        try:
+            return await ask(store)
+        finally:
+            await store.close()
+
+    return asyncio.run(work())
+
+
+def _shown(key: ApiKey) -> dict[str, Any]:
+    from infra.metadata_store.engine import now_us
+    from schemas.access import place_text
+    from schemas.api import time_of_us
+
+    def moment(time_us: int | None) -> str | None:
+        return None if time_us is None else time_of_us(time_us).isoformat(timespec="seconds")
+
+    state = "good" if key.is_good_at(now_us()) else "expired" if key.revoked_at_us is None else "revoked"
+    return {
+        "id": key.key_id,
+        "name": key.name,
+        "state": state,
+        "scopes": sorted(key.grant.scopes),
+        "places": [place_text(place) for place in key.grant.places],
+        "created_at": moment(key.created_at_us),
+        "expires_at": moment(key.expires_at_us),
+        "last_used_at": moment(key.last_used_at_us),
+    }
+
+
+def _print_keys(found: list[ApiKey]) -> None:
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table("id", "name", "state", "scopes", "places", "expires", "last used")
+    # The id is what one copies from here: what is narrow is the rest.
+    table.columns[0].min_width = 12
+    for shown in map(_shown, found):
+        places = "\n".join(shown["places"]) or "everywhere"
+        used, expires = shown["last_used_at"] or "never", shown["expires_at"] or "never"
+        cells = (shown["id"], shown["name"], shown["state"], ", ".join(shown["scopes"]), places, expires, used)
+        table.add_row(*map(escape, cells))
+    Console().print(table if found else "No keys. `image-search keys create NAME --scope admin` makes one.")
 
 
 def _print_hits(answer: SearchAnswer) -> None:
@@ -148,8 +269,11 @@ def _json_line(message: Message) -> str:
     return json.dumps({"cursor": message.last_id, "event": json.loads(message.data)}, ensure_ascii=False)
 
 
-def _url(context: click.Context) -> str:
-    return load(ClientSettings, state_dir=_state_dir(context)).query_url
+def _client(context: click.Context) -> QueryClient:
+    from query_service.client import QueryClient
+
+    settings = load(ClientSettings, state_dir=_state_dir(context))
+    return QueryClient(settings.query_url, settings.api_key.get_secret_value())
 
 
 def _state_dir(context: click.Context) -> Path:
@@ -159,4 +283,4 @@ def _state_dir(context: click.Context) -> Path:
     return state_dir
 
 
-commands: list[click.Command] = [serve, search, events, tune_index]
+commands: list[click.Command] = [serve, search, events, keys, tune_index]

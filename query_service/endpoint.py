@@ -10,6 +10,7 @@ from aiohttp import web
 from pydantic import BaseModel, ValidationError
 
 from query_service.errors import RequestRefused, invalid_parameters
+from schemas.access import Open, Scope
 from schemas.api import ErrorCode
 
 Parameters = TypeVar("Parameters", bound=BaseModel)
@@ -23,8 +24,8 @@ JSON = "application/json"
 class Endpoint:
     """`path` in aiohttp's and OpenAPI's common form: `/v1/images/{id}`.
 
-    `answer` is the model of the 200 answer, or its media type. `errors` are the codes beside those that every route can
-    answer with.
+    `scope` is what a key needs for it; `Open` says that it needs none, and why. `answer` is the model of the 200 answer, or
+    its media type. `errors` are the codes beside those that every route can answer with.
     """
 
     method: str
@@ -32,6 +33,7 @@ class Endpoint:
     handler: Handler
     summary: str
     answer: type[BaseModel] | str
+    scope: Scope | Open = field(kw_only=True)
     parameters: type[BaseModel] | None = None
     headers: Mapping[str, str] = field(default_factory=dict)
     errors: tuple[ErrorCode, ...] = ()

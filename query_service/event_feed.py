@@ -17,6 +17,7 @@ from infra.kafka.interface import Broker, Record
 from infra.metrics import EVENT_READERS
 from query_service.cursors import events_cursor, events_start
 from query_service.errors import RequestRefused, too_busy
+from schemas.access import EVERYTHING, Grant
 from schemas.api import ErrorCode
 from schemas.events import OutcomeType
 from schemas.filter import Place
@@ -65,11 +66,11 @@ class FeedFilter:
 
     types: frozenset[OutcomeType] = frozenset()
     place: Place = Place()
+    grant: Grant = EVERYTHING
 
     def wants(self, envelope: _Envelope) -> bool:
-        return (not self.types or envelope.type in self.types) and self.place.holds(
-            ObjectRef(envelope.data.bucket, envelope.data.key)
-        )
+        ref = ObjectRef(envelope.data.bucket, envelope.data.key)
+        return (not self.types or envelope.type in self.types) and self.place.holds(ref) and self.grant.holds(ref)
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,8 +17,10 @@ from processors.embedding.open_models import OpenModels
 from query_service.admission import Admission
 from query_service.event_feed import EventFeed
 from query_service.freshness import FreshnessFollower
+from query_service.key_ring import KeyRing
 from query_service.search import Searcher
 from query_service.settled import Settling
+from schemas.access import Open, Scope
 
 SETTINGS = web.AppKey("settings", QuerySettings)
 OPENAPI = web.AppKey("openapi", bytes)
@@ -31,6 +33,9 @@ SETTLING = web.AppKey("settling", Settling)
 FEED = web.AppKey("feed", EventFeed)
 FRESHNESS = web.AppKey("freshness", FreshnessFollower)
 CHECKS = web.AppKey("checks", Mapping[str, Check])
+SCOPES = web.AppKey("scopes", Mapping[tuple[str, str], Scope | Open])
+"""What each route asks for, by method and path."""
+KEY_RING = web.AppKey("key_ring", KeyRing)
 SEARCHES = web.AppKey("searches", Admission)
 CONTENTS = web.AppKey("contents", Admission)
 STOPPING = web.AppKey("stopping", asyncio.Event)

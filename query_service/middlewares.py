@@ -13,6 +13,7 @@ from infra.metrics import HTTP_REQUESTS, HTTP_SECONDS
 from infra.tracing import NO_SPAN, Span, SpanKind, begin, failed, within
 from query_service.endpoint import Handler, answer
 from query_service.errors import RequestRefused, refusal_of
+from query_service.request import API_KEY
 from query_service.streaming import break_off, is_gone
 from schemas.api import ErrorCode
 
@@ -68,7 +69,10 @@ async def observe(request: web.Request, handler: Handler) -> web.StreamResponse:
                 HTTP_SECONDS.labels(route).observe(seconds)
             _note(span, request_id=request_id, route=route, method=method, status=status)
             write = log.debug if route in _ASKED_ALL_THE_TIME else log.info
-            write("request", method=request.method, path=request.path, status=status, milliseconds=round(1000 * seconds, 2))
+            key = request.get(API_KEY)
+            who = {} if key is None else {"key": key.key_id}
+            spent = round(1000 * seconds, 2)
+            write("request", **who, method=request.method, path=request.path, status=status, milliseconds=spent)
 
 
 def _note(span: Span, *, request_id: str, route: str, method: str, status: int) -> None:

@@ -12,13 +12,20 @@ from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from query_service.endpoint import JSON, Endpoint
+from query_service.guard import KEY_HEADER
 from query_service.upload import FILE_FIELDS
+from schemas.access import Open
 from schemas.api import ErrorAnswer, ErrorCode, Readiness
 from schemas.events import OutcomeEvent
 from schemas.filter import FilterGroup
 
 _REFERENCE = "#/components/schemas/{model}"
 _COMMON_ERRORS = (ErrorCode.INVALID_REQUEST, ErrorCode.INTERNAL_ERROR)
+_KEY_ERRORS = (ErrorCode.UNAUTHORIZED, ErrorCode.FORBIDDEN, ErrorCode.TOO_MANY_REQUESTS)
+_SECURITY_SCHEMES = {
+    "bearer": {"type": "http", "scheme": "bearer", "description": "An API key: `isk_…`."},
+    "header": {"type": "apiKey", "in": "header", "name": KEY_HEADER, "description": "The same key, in a header of its own."},
+}
 _BINARY = {"type": "string", "format": "binary"}
 
 Json = dict[str, Any]
@@ -39,7 +46,7 @@ def document(endpoints: Sequence[Endpoint], *, largest_limit: int) -> bytes:
                 "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
             },
             "paths": paths,
-            "components": {"schemas": _schemas(endpoints)},
+            "components": {"schemas": _schemas(endpoints), "securitySchemes": _SECURITY_SCHEMES},
         }
     ).encode()
 
@@ -64,6 +71,8 @@ def _operation(endpoint: Endpoint, largest_limit: int) -> Json:
         "operationId": endpoint.handler.__name__,
         "summary": endpoint.summary,
         "parameters": [*_path_parameters(endpoint), *_query_parameters(properties), *_header_parameters(endpoint)],
+        # Either scheme will do. The names in the lists are the scopes that a key needs.
+        "security": [] if isinstance(endpoint.scope, Open) else [{name: [endpoint.scope]} for name in _SECURITY_SCHEMES],
         "responses": {"200": _good(endpoint), **_errors(endpoint)},
     }
     if endpoint.takes_picture:
@@ -166,7 +175,8 @@ def _good(endpoint: Endpoint) -> Json:
 
 def _errors(endpoint: Endpoint) -> Json:
     by_status: dict[int, list[ErrorCode]] = defaultdict(list)
-    for code in (*_COMMON_ERRORS, *endpoint.errors):
+    key_errors = () if isinstance(endpoint.scope, Open) else _KEY_ERRORS
+    for code in dict.fromkeys((*_COMMON_ERRORS, *key_errors, *endpoint.errors)):
         by_status[code.status].append(code)
     answers: Json = {
         str(status): {
@@ -182,6 +192,8 @@ def _errors(endpoint: Endpoint) -> Json:
 
 
 def _headers_of(status: int) -> Json:
+    if status == ErrorCode.UNAUTHORIZED.status:
+        return {"headers": {"WWW-Authenticate": {"description": "What to show.", "schema": {"type": "string"}}}}
     if status not in (429, 503):
         return {}
     return {"headers": {"Retry-After": {"description": "Seconds to wait.", "schema": {"type": "integer"}}}}

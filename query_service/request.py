@@ -4,12 +4,22 @@ from __future__ import annotations
 
 from aiohttp import web
 
-from infra.metadata_store.interface import ImageRow, MetadataStore
+from infra.metadata_store.interface import ApiKey, ImageRow, MetadataStore
 from query_service.errors import RequestRefused
 from query_service.keys import METADATA, SETTINGS, SETTLING
+from schemas.access import EVERYTHING, Grant
 from schemas.api import ErrorCode, WaitToken
 from schemas.identity import ObjectId, object_id_from_hex
 from schemas.tables import RowState
+
+API_KEY = web.RequestKey("api_key", ApiKey)
+"""The key that the request showed. None is there while keys are off, and on routes that ask for none."""
+
+
+def grant_of(request: web.Request) -> Grant:
+    """What this request may see. Whatever shows objects asks it: an object outside it is answered as if it were not there."""
+    key: ApiKey | None = request.get(API_KEY)
+    return EVERYTHING if key is None else key.grant
 
 
 def image_id(request: web.Request) -> ObjectId:
@@ -25,6 +35,8 @@ async def row_of(request: web.Request) -> ImageRow:
     object_id = image_id(request)
     metadata: MetadataStore = request.app[METADATA]
     row = (await metadata.rows([object_id])).get(object_id)
+    if row is not None and not grant_of(request).holds(row.ref):
+        row = None
     if row is None or row.state is RowState.DELETED:
         raise RequestRefused(
             ErrorCode.IMAGE_NOT_FOUND,
@@ -56,4 +68,4 @@ async def wait_if_asked(request: web.Request, wait_for: str | None) -> None:
         token = WaitToken.parse(wait_for)
     except ValueError as error:
         raise RequestRefused(ErrorCode.INVALID_WAIT_FOR, f"{error}.") from None
-    await request.app[SETTLING].wait(token)
+    await request.app[SETTLING].wait(token, grant_of(request))

@@ -11,6 +11,7 @@ from infra.errors import ObjectGone
 from infra.metadata_store.interface import ImageRow, MetadataStore
 from infra.object_store.interface import ObjectStore
 from query_service.errors import RequestRefused
+from schemas.access import EVERYTHING, Grant
 from schemas.api import ErrorCode, WaitToken
 from schemas.tables import RowState
 
@@ -30,13 +31,18 @@ class Settling:
     now: Callable[[], float] = time.monotonic
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
 
-    async def wait(self, token: WaitToken) -> None:
-        """Raises RequestRefused (WAIT_TIMEOUT), StoreUnavailable, StoreRefused."""
+    async def wait(self, token: WaitToken, grant: Grant = EVERYTHING) -> None:
+        """What the grant does not hold is waited for as if it were not there.
+
+        Raises RequestRefused (WAIT_TIMEOUT), StoreUnavailable, StoreRefused.
+        """
         deadline = self.now() + self.timeout_seconds
         next_look = self.now()
         pause = FIRST_WAIT_SECONDS
         while True:
             row = (await self.metadata.rows([token.object_id])).get(token.object_id)
+            if row is not None and not grant.holds(row.ref):
+                row = None
             if _is_settled(row, token):
                 return
             if row is not None and self.now() >= next_look:

@@ -171,6 +171,23 @@ followed_buckets = Table(
 )
 """Buckets that are followed besides those of the settings: they come and go while everything runs."""
 
+api_keys = Table(
+    "api_keys",
+    metadata,
+    # The part of a key that may be shown: it says which key, and opens nothing.
+    Column("key_id", _ascii(16), primary_key=True),
+    Column("secret_hash", _binary(32), nullable=False),  # sha256 of the whole key, which is random: nothing to stretch
+    Column("name", String(128), nullable=False),
+    Column("scopes", _ascii(64), nullable=False),  # comma-separated
+    Column("places", Text().with_variant(mysql.MEDIUMTEXT(), "mysql", "mariadb"), nullable=False),  # JSON list; empty: all
+    Column("created_at_us", BigInteger, nullable=False),
+    Column("expires_at_us", BigInteger),
+    Column("last_used_at_us", BigInteger),
+    Column("revoked_at_us", BigInteger),
+    **_OPTIONS,
+)
+"""Keys of the HTTP API. A revoked one stays, so that the audit log's ids keep their names."""
+
 
 def log_cursor_name(bucket: str) -> str:
     """Name of the cursor that tells how far the bridge has handed over a bucket's change log (nanoseconds since 1970)."""

@@ -21,7 +21,7 @@ Client = TestClient[Request, Application]
 
 def query_settings(settings: ProcessorSettings, **changes: object) -> QuerySettings:
     """The same deployment, as the query service is told of it."""
-    return QuerySettings.model_validate({**settings.model_dump(), "event_heartbeat_seconds": 1.0, **changes})
+    return QuerySettings.model_validate({**settings.model_dump(), "api_keys": "off", "event_heartbeat_seconds": 1.0, **changes})
 
 
 class Service:

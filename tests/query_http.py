@@ -22,6 +22,7 @@ Client = TestClient[Request, Application]
 
 def settings(**changes: object) -> QuerySettings:
     defaults = {
+        "api_keys": "off",
         "max_object_bytes": MAX_BYTES,
         "max_limit": 500,
         "event_heartbeat_seconds": 0.05,

@@ -23,7 +23,7 @@ from infra.errors import ConfigurationError
 from infra.local_stack.folder import StackFolder, read_stack_file
 from infra.local_stack.services import service_ports
 from infra.local_stack.supervisor import ProgramFailed, end_leftovers
-from infra.settings import StackSettings, load
+from infra.settings import ClientSettings, StackSettings, load
 
 STOP_SECONDS = 60.0
 KILL_SECONDS = 15.0
@@ -97,7 +97,9 @@ async def status(folder: StackFolder) -> StackStatus:
     entries = json.loads(folder.processes_file.read_text()) if pid is not None and folder.processes_file.exists() else []
     ports = service_ports(settings)
     query_url = f"http://127.0.0.1:{settings.query_port}"
-    async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=ANSWER_SECONDS)) as session:
+    key = load(ClientSettings, state_dir=folder.state_dir).api_key.get_secret_value()
+    headers = {"Authorization": f"Bearer {key}"} if key else {}
+    async with aiohttp.ClientSession(headers=headers, timeout=aiohttp.ClientTimeout(total=ANSWER_SECONDS)) as session:
         processes, service = await asyncio.gather(
             asyncio.gather(*(_process_status(session, entry, ports.get(entry["name"])) for entry in entries)),
             _service_status(session, query_url) if pid is not None else _nothing(),

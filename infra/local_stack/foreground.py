@@ -143,9 +143,14 @@ def _guide(running: stack.Stack) -> str:
     stack_file = _shown(folder.stack_file)
     bucket = services.buckets[0]
     trust = "AWS_CA_BUNDLE=$CA_FILE " if services.s3_ca_file else ""
+    keys = {
+        "off": "off: this machine only, since the API listens on loopback",
+        "required": f"asked for; {program} keys create NAME --scope admin",
+    }
     return f"""\
   page      {running.query_url}/
   API       {running.query_url}/v1/  described by {running.query_url}/openapi.json
+  API keys  {keys.get(running.api_keys, "off")}
   S3        {services.s3_endpoint}  bucket {bucket}; S3_ACCESS_KEY and S3_SECRET_KEY are in {stack_file}
   data      {_shown(folder.root)}  logs in {_shown(folder.logs)}
 

@@ -29,6 +29,8 @@ class Stack:
     supervisor: Supervisor
     services: CommonSettings
     """What its services use to reach the servers."""
+    api_keys: str
+    """Whether the query service asks for them, as its setting says."""
 
     @property
     def query_url(self) -> str:
@@ -57,7 +59,7 @@ async def running(
             reporter.warn(f"{name} was left over from a stack that was killed, and is ended")
         ports.require_free(servers.ports_taken(folder.profile, settings))
         credentials = Credentials.of(folder)
-        variables = {**kept_variables(folder), **computed_variables(folder, settings, credentials)}
+        variables = {**_UNLESS_GIVEN, **kept_variables(folder), **computed_variables(folder, settings, credentials)}
         write_stack_file(folder, {**shell_values(folder, settings, credentials), **variables})
         accounts = {
             service: _variables(fields) for service, fields in servers.service_accounts(folder, settings, credentials).items()
@@ -89,9 +91,14 @@ async def running(
                 await supervisor.start(services.programs(folder.root, settings, variables, commands, accounts))
             if samples and (put := await sample_pictures.put_if_empty(service_settings)):
                 reporter.done(f"{put} sample pictures put into bucket {service_settings.buckets[0]}")
-            yield Stack(folder, settings, supervisor, service_settings)
+            yield Stack(folder, settings, supervisor, service_settings, variables[_API_KEYS])
         finally:
             await supervisor.stop()
+
+
+# Loopback is the fence here: whoever can ask is on this machine, and could read the data's folder as well.
+_API_KEYS = f"{ENV_PREFIX}API_KEYS"
+_UNLESS_GIVEN = {_API_KEYS: "off"}
 
 
 def computed_variables(folder: StackFolder, settings: StackSettings, credentials: Credentials) -> dict[str, str]:

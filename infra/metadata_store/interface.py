@@ -6,6 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
+from schemas.access import Grant
 from schemas.events import OutcomeEvent, ReasonCode
 from schemas.filter import FilterGroup
 from schemas.identity import ContentHash, ModelFingerprint, ObjectId, ObjectRef
@@ -94,6 +95,23 @@ class Job:
 class Cursor:
     position: int
     clean: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ApiKey:
+    """A key of the HTTP API as it is kept: `key_id` may be shown, the key itself is known to nobody but its holder."""
+
+    key_id: str
+    secret_hash: bytes
+    name: str
+    grant: Grant
+    created_at_us: int = 0
+    expires_at_us: int | None = None
+    last_used_at_us: int | None = None
+    revoked_at_us: int | None = None
+
+    def is_good_at(self, now_us: int) -> bool:
+        return self.revoked_at_us is None and (self.expires_at_us is None or now_us < self.expires_at_us)
 
 
 class MetadataStore(Protocol):
@@ -192,6 +210,22 @@ class MetadataStore(Protocol):
 
     async def remove_bucket(self, bucket: str) -> bool:
         """Forgets no row of an image. False when it was not there."""
+
+    # -- API keys ----------------------------------------------------------------------------------------------------
+    async def add_api_key(self, key: ApiKey) -> ApiKey:
+        """As it is stored: created now. Its id is taken by no other key, which whoever drew it at random may rely on."""
+
+    async def api_key(self, key_id: str) -> ApiKey | None:
+        """Also one that is revoked or expired: who asks decides what that means."""
+
+    async def api_keys(self) -> list[ApiKey]:
+        """All of them, oldest first."""
+
+    async def revoke_api_key(self, key_id: str) -> bool:
+        """For good; the first time stays. False when there is no such key."""
+
+    async def note_api_key_uses(self, uses: Mapping[str, int]) -> None:
+        """Raise `last_used_at_us` of these keys, never lower it. Keys that are gone are passed over."""
 
     # -- life --------------------------------------------------------------------------------------------------------
     async def check(self) -> None:

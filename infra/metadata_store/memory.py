@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from infra.metadata_store.engine import now_us
-from infra.metadata_store.interface import Cursor, ImageRow, Job, ModelRow, RowWrite
+from infra.metadata_store.interface import ApiKey, Cursor, ImageRow, Job, ModelRow, RowWrite
 from infra.metadata_store.rows import key_bytes
 from infra.metadata_store.rules import (
     MOST_OF_ONE_CONTENT,
@@ -39,6 +39,7 @@ class MemoryMetadataStore:
         self._jobs: dict[str, Job] = {}
         self._cursors: dict[str, Cursor] = {}
         self._buckets: set[str] = set()
+        self._api_keys: dict[str, ApiKey] = {}
 
     async def rows(self, ids: Collection[ObjectId]) -> dict[ObjectId, ImageRow]:
         return {object_id: self._images[object_id] for object_id in ids if object_id in self._images}
@@ -204,6 +205,26 @@ class MemoryMetadataStore:
         known = bucket in self._buckets
         self._buckets.discard(bucket)
         return known
+
+    async def add_api_key(self, key: ApiKey) -> ApiKey:
+        return self._api_keys.setdefault(key.key_id, replace(key, created_at_us=self._now_us()))
+
+    async def api_key(self, key_id: str) -> ApiKey | None:
+        return self._api_keys.get(key_id)
+
+    async def api_keys(self) -> list[ApiKey]:
+        return sorted(self._api_keys.values(), key=lambda key: (key.created_at_us, key.key_id))
+
+    async def revoke_api_key(self, key_id: str) -> bool:
+        key = self._api_keys.get(key_id)
+        if key is not None and key.revoked_at_us is None:
+            self._api_keys[key_id] = replace(key, revoked_at_us=self._now_us())
+        return key is not None
+
+    async def note_api_key_uses(self, uses: Mapping[str, int]) -> None:
+        for key_id in uses.keys() & self._api_keys.keys():
+            key = self._api_keys[key_id]
+            self._api_keys[key_id] = replace(key, last_used_at_us=max(key.last_used_at_us or 0, uses[key_id]))
 
     async def check(self) -> None:
         pass

@@ -7,7 +7,8 @@ from typing import Any
 
 from sqlalchemy import Row
 
-from infra.metadata_store.interface import ImageRow, Job, ModelRow
+from infra.metadata_store.interface import ApiKey, ImageRow, Job, ModelRow
+from schemas.access import Grant, Scope, place_from_text, place_text
 from schemas.events import OutcomeEvents, ReasonCode
 from schemas.identity import ContentHash, ModelFingerprint, ObjectRef
 from schemas.tables import JobState, ModelState, RowState
@@ -131,4 +132,33 @@ def job_row(row: Row[Any]) -> Job:
         lease_until_us=row.lease_until_us,
         created_at_us=row.created_at_us,
         updated_at_us=row.updated_at_us,
+    )
+
+
+def api_key_values(key: ApiKey) -> Values:
+    return {
+        "key_id": key.key_id,
+        "secret_hash": key.secret_hash,
+        "name": key.name,
+        "scopes": ",".join(sorted(key.grant.scopes)),
+        "places": json.dumps([place_text(place) for place in key.grant.places]),
+        "created_at_us": key.created_at_us,
+        "expires_at_us": key.expires_at_us,
+        "last_used_at_us": key.last_used_at_us,
+        "revoked_at_us": key.revoked_at_us,
+    }
+
+
+def api_key_row(row: Row[Any]) -> ApiKey:
+    return ApiKey(
+        key_id=row.key_id,
+        secret_hash=row.secret_hash,
+        name=row.name,
+        grant=Grant.of(
+            (Scope(scope) for scope in row.scopes.split(",")), (place_from_text(text) for text in json.loads(row.places))
+        ),
+        created_at_us=row.created_at_us,
+        expires_at_us=row.expires_at_us,
+        last_used_at_us=row.last_used_at_us,
+        revoked_at_us=row.revoked_at_us,
     )

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ipaddress
+import re
 from pathlib import Path
-from typing import Self
+from typing import Literal, Self
 
-from pydantic import Field, SecretStr, model_validator
+from pydantic import Field, SecretStr, field_validator, model_validator
 
 from infra.settings.base import Names, Port, ServiceSettings
 from infra.settings.common import CommonSettings
@@ -71,9 +73,20 @@ class QuerySettings(CommonSettings, ModelSettings):
     """query_service: search and events over HTTP."""
 
     query_host: str = Field(
-        "127.0.0.1", description="Address of the API. Anything but loopback is for behind a proxy with keys."
+        "127.0.0.1",
+        description="Address of the API. Anything but loopback wants API keys, and TLS in front.",
     )
     query_port: Port = Field(8080, description="Port of the API, page, health and metrics.")
+    api_keys: Literal["required", "off", "off-everywhere"] = Field(
+        "required",
+        description="Whether the API asks for keys. `off`: not on loopback, and it does not start on another address; "
+        "`off-everywhere`: for behind a proxy that lets in only who may do everything.",
+    )
+    key_requests_per_second: float = Field(100.0, gt=0, description="Requests that each API key may make in the long run.")
+    key_burst: int = Field(500, ge=1, description="Requests that an API key may make at once; the next one gets 429.")
+    cors_origins: Names = Field(
+        (), description="Other sites whose pages may ask here, comma-separated, such as https://photos.example.com."
+    )
     max_limit: int = Field(1000, ge=1, le=1000, description="Most hits of a search and most entries of a page.")
     default_limit: int = Field(20, ge=1, le=1000, description="Hits of a search that names no limit.")
     queries_at_once: int = Field(16, ge=1, description="Searches worked on at once.")
@@ -103,8 +116,33 @@ class QuerySettings(CommonSettings, ModelSettings):
             raise ValueError("body_bytes_at_once must be at least max_object_bytes, or the largest picture never gets in")
         return self
 
+    @model_validator(mode="after")
+    def _nobody_comes_in_without_a_key_by_mistake(self) -> Self:
+        if self.api_keys == "off" and not _is_loopback(self.query_host):
+            raise ValueError(
+                f"api_keys=off is for loopback only, and query_host is {self.query_host}: "
+                "set api_keys=required, or off-everywhere if a proxy in front lets in only who may do everything"
+            )
+        return self
+
+    @field_validator("cors_origins")
+    @classmethod
+    def _are_origins(cls, origins: tuple[str, ...]) -> tuple[str, ...]:
+        for origin in origins:
+            if not re.fullmatch(r"https?://[^/*?#@]+", origin):
+                raise ValueError(f"{origin!r} is no origin: write https://HOST or https://HOST:PORT")
+        return origins
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
 
 class ClientSettings(ServiceSettings):
     """What the command line needs to reach a running deployment."""
 
     query_url: str = Field("http://127.0.0.1:8080", pattern=r"^https?://[^/]+$", description="Address of the query service.")
+    api_key: SecretStr = Field(SecretStr(""), description="API key that the command line shows; none: it shows none.")

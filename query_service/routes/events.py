@@ -8,12 +8,14 @@ import time
 import structlog
 from aiohttp import web
 
-from infra.errors import ImageSearchError
+from infra.errors import ImageSearchError, StoreUnavailable
 from query_service.endpoint import Endpoint, parse, query_of
 from query_service.event_feed import Feed, FeedFilter, FeedMessage
-from query_service.keys import FEED, SETTINGS, STOPPING
+from query_service.keys import FEED, KEY_RING, SETTINGS, STOPPING
 from query_service.middlewares import EVENTS_PATH
+from query_service.request import API_KEY, grant_of
 from query_service.streaming import ReaderGone, break_off, is_gone, send
+from schemas.access import Scope
 from schemas.api import ErrorCode, EventParameters
 
 LAST_EVENT_ID_HEADER = "Last-Event-ID"
@@ -28,7 +30,7 @@ async def events(request: web.Request) -> web.StreamResponse:
     parameters = parse(EventParameters, query_of(request))
     # A browser that reconnects repeats its first URL: what it has seen since stands in the header.
     cursor = request.headers.get(LAST_EVENT_ID_HEADER) or parameters.cursor
-    wanted = FeedFilter(parameters.type, parameters.place)
+    wanted = FeedFilter(parameters.type, parameters.place, grant_of(request))
     async with request.app[FEED].open(cursor, wanted, follow=parameters.follow) as feed:
         response = web.StreamResponse(
             headers={
@@ -58,6 +60,10 @@ async def _stream(request: web.Request, response: web.StreamResponse, feed: Feed
     async for messages in feed:
         if stopping.is_set() or is_gone(request):
             return
+        if not await _may_go_on(request):
+            # No ordinary end: who comes back is told why it gets no more.
+            break_off(request)
+            return
         for piece in _pieces(messages):
             await send(request, response, piece)
         if messages:
@@ -67,6 +73,15 @@ async def _stream(request: web.Request, response: web.StreamResponse, feed: Feed
             sent_at = time.monotonic()
     # Behind what a filter left out, so that a reader who comes back does not read it again.
     await send(request, response, f"id: {feed.cursor}\n\n".encode())
+
+
+async def _may_go_on(request: web.Request) -> bool:
+    """A stream outlives the moment in which its key was looked at."""
+    key = request.get(API_KEY)
+    try:
+        return key is None or await request.app[KEY_RING].is_good(key.key_id)
+    except StoreUnavailable:
+        return True
 
 
 def _pieces(messages: list[FeedMessage]) -> list[bytes]:
@@ -95,6 +110,7 @@ ENDPOINTS = (
         events,
         "What became of objects, as server-sent events: CloudEvents, each with a cursor for its id",
         MEDIA_TYPE,
+        scope=Scope.READ,
         parameters=EventParameters,
         headers={LAST_EVENT_ID_HEADER: "The id of the last message seen; goes before `cursor`."},
         errors=(

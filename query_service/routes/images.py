@@ -14,9 +14,10 @@ from query_service.cursors import page_cursor, page_start
 from query_service.endpoint import Endpoint, answer, parse, query_of
 from query_service.errors import RequestRefused
 from query_service.keys import CONTENTS, METADATA, OBJECTS
-from query_service.request import limit_of, row_of, wait_if_asked
+from query_service.request import grant_of, limit_of, row_of, wait_if_asked
 from query_service.search import content_path
 from query_service.streaming import ReaderGone, break_off, send
+from schemas.access import Scope
 from schemas.api import ErrorCode, Image, ImagePage, ImageParameters, ListParameters, time_of_us
 from schemas.tables import RowState
 
@@ -38,10 +39,11 @@ log = structlog.get_logger(__name__)
 async def list_images(request: web.Request) -> web.Response:
     parameters = parse(ListParameters, query_of(request))
     limit = limit_of(request, parameters.limit)
+    narrow = grant_of(request).narrowed(parameters.narrow)
     rows = await request.app[METADATA].list_rows(
-        bucket=parameters.bucket,
-        prefix=parameters.prefix,
-        where=parameters.filter,
+        bucket=narrow.bucket,
+        prefix=narrow.prefix,
+        where=narrow.where,
         states=_LIVE_STATES if parameters.state is None else (parameters.state,),
         after=None if parameters.cursor is None else page_start(parameters.cursor),
         limit=limit + 1,
@@ -134,6 +136,7 @@ ENDPOINTS = (
         list_images,
         "Objects that are indexed, failed or ignored",
         ImagePage,
+        scope=Scope.READ,
         parameters=ListParameters,
         errors=(ErrorCode.INVALID_CURSOR, ErrorCode.INVALID_FILTER, ErrorCode.STORE_UNAVAILABLE),
     ),
@@ -143,6 +146,7 @@ ENDPOINTS = (
         get_image,
         "One object: what it is and what became of it",
         Image,
+        scope=Scope.READ,
         parameters=ImageParameters,
         errors=(
             ErrorCode.INVALID_ID,
@@ -159,6 +163,7 @@ ENDPOINTS = (
         get_content,
         "The picture's bytes, from its bucket",
         "image/*",
+        scope=Scope.READ,
         errors=(
             ErrorCode.INVALID_ID,
             ErrorCode.IMAGE_NOT_FOUND,

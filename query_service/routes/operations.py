@@ -11,7 +11,10 @@ from infra.followed_buckets import followed_buckets
 from infra.health import readiness
 from query_service.endpoint import JSON, Endpoint, answer
 from query_service.keys import CHECKS, FRESHNESS, METADATA, MODELS, OPENAPI, SETTINGS
+from query_service.request import grant_of
+from schemas.access import Open, Scope
 from schemas.api import ErrorCode, Liveness, ModelStatus, Readiness, Status
+from schemas.filter import Place
 from schemas.tables import RowState
 from schemas.vectors import COLLECTION_SCHEMA_VERSION
 
@@ -21,12 +24,15 @@ async def status(request: web.Request) -> web.Response:
     settings, freshness = app[SETTINGS], app[FRESHNESS]
     async with app[MODELS].in_use() as [searcher, *_]:
         model = searcher.model
-    counts = await app[METADATA].counts()
+    grant = grant_of(request)
+    # Places nest or are apart, and of those that nest a grant has the outer one: no object counts twice.
+    parts = [await app[METADATA].counts(bucket=place.bucket, prefix=place.prefix) for place in grant.places or (Place(),)]
+    buckets = await followed_buckets(settings, app[METADATA])
     return answer(
         Status(
             deployment=settings.deployment,
-            buckets=list(await followed_buckets(settings, app[METADATA])),
-            images={state: counts.get(state, 0) for state in RowState},
+            buckets=[bucket for bucket in buckets if grant.holds_some_of(bucket)],
+            images={state: sum(part.get(state, 0) for part in parts) for state in RowState},
             lag=freshness.lag,
             model=ModelStatus(
                 name=model.name,
@@ -71,10 +77,11 @@ ENDPOINTS = (
         status,
         "Counts by state, lag, model, freshness, versions",
         Status,
+        scope=Scope.READ,
         errors=(ErrorCode.STORE_UNAVAILABLE,),
     ),
-    Endpoint("GET", "/healthz/live", live, "The process runs", Liveness),
-    Endpoint("GET", "/healthz/ready", ready, "By component; 503 while one is not well", Readiness),
-    Endpoint("GET", "/metrics", metrics, "Prometheus metrics", "text/plain"),
-    Endpoint("GET", "/openapi.json", openapi, "This document", JSON),
+    Endpoint("GET", "/healthz/live", live, "The process runs", Liveness, scope=Open.HEALTH),
+    Endpoint("GET", "/healthz/ready", ready, "By component; 503 while one is not well", Readiness, scope=Open.HEALTH),
+    Endpoint("GET", "/metrics", metrics, "Prometheus metrics", "text/plain", scope=Open.METRICS),
+    Endpoint("GET", "/openapi.json", openapi, "This document", JSON, scope=Open.DOCUMENT),
 )

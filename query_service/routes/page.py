@@ -7,6 +7,7 @@ from pathlib import Path
 from aiohttp import web
 
 from query_service.endpoint import Endpoint
+from schemas.access import Open
 
 _FOLDER = Path(__file__).parent.parent / "ui"
 
@@ -14,7 +15,9 @@ _HTML, _SCRIPT, _STYLE, _ICON = "text/html", "text/javascript", "text/css", "ima
 
 _HEADERS = {
     "Content-Security-Policy": (
-        "default-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; object-src 'none'"
+        "default-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; object-src 'none'; "
+        # A picture that was fetched with a key has no address of its own.
+        "img-src 'self' blob:"
     ),
     "Cache-Control": "no-cache",
 }
@@ -42,8 +45,8 @@ def _file(name: str, media_type: str) -> web.FileResponse:
 
 
 ENDPOINTS = (
-    Endpoint("GET", "/", page, "The page", _HTML),
-    Endpoint("GET", "/ui/app.js", script, "The page's script", _SCRIPT),
-    Endpoint("GET", "/ui/style.css", style, "The page's style", _STYLE),
-    Endpoint("GET", "/ui/icon.svg", icon, "The page's icon", _ICON),
+    Endpoint("GET", "/", page, "The page", _HTML, scope=Open.PAGE),
+    Endpoint("GET", "/ui/app.js", script, "The page's script", _SCRIPT, scope=Open.PAGE),
+    Endpoint("GET", "/ui/style.css", style, "The page's style", _STYLE, scope=Open.PAGE),
+    Endpoint("GET", "/ui/icon.svg", icon, "The page's icon", _ICON, scope=Open.PAGE),
 )

@@ -6,9 +6,10 @@ from aiohttp import web
 
 from query_service.endpoint import Endpoint, answer, parse, query_of, unique
 from query_service.keys import MODELS, SEARCHES, SETTINGS
-from query_service.request import limit_of, row_of, wait_if_asked
+from query_service.request import grant_of, limit_of, row_of, wait_if_asked
 from query_service.search import SearchRequest
 from query_service.upload import read_upload
+from schemas.access import Scope
 from schemas.api import ErrorCode, SearchAnswer, SearchParameters, SimilarParameters
 
 PICTURE_ERRORS = (
@@ -58,7 +59,7 @@ def _request(request: web.Request, parameters: SimilarParameters, *, strong: boo
     return SearchRequest(
         limit=limit_of(request, parameters.limit),
         min_score=parameters.min_score,
-        narrow=parameters.narrow,
+        narrow=grant_of(request).narrowed(parameters.narrow),
         strong=strong,
     )
 
@@ -70,6 +71,7 @@ ENDPOINTS = (
         search,
         "Search by a picture that is sent along",
         SearchAnswer,
+        scope=Scope.SEARCH,
         parameters=SearchParameters,
         errors=(
             *PICTURE_ERRORS,
@@ -87,6 +89,7 @@ ENDPOINTS = (
         similar,
         "Search by an indexed picture, which is left out of the answer",
         SearchAnswer,
+        scope=Scope.SEARCH,
         parameters=SimilarParameters,
         errors=(
             ErrorCode.INVALID_ID,

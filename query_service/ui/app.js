@@ -7,6 +7,24 @@ const FEED_THUMBNAILS_A_DRAW = 8;
 const RECONNECT_MS = 3000;
 
 const $ = (id) => document.getElementById(id);
+// -- the key, where this service asks for one --------------------------------------------------------------------------------
+const KEY = "image-search-key"; // of this tab only: it is gone when the tab is closed
+
+// fetch, with the key if there is one. An image's or an event stream's own address could not carry it.
+async function call(path, options = {}) {
+  const key = sessionStorage.getItem(KEY);
+  const headers = { ...options.headers, ...(key && { Authorization: `Bearer ${key}` }) };
+  const response = await fetch(path, { ...options, headers });
+  if (response.status === 401) $("key-form").hidden = false;
+  return response;
+}
+
+$("key-form").addEventListener("submit", (event) => {
+  event.preventDefault();
+  sessionStorage.setItem(KEY, $("key").value.trim());
+  location.reload();
+});
+
 const number = new Intl.NumberFormat("en");
 
 // -- search ------------------------------------------------------------------------------------------------------------
@@ -31,7 +49,7 @@ async function ask(path, options, show) {
   $("results-note").textContent = "Looking…";
   try {
     const since = performance.now();
-    const response = await fetch(`${path}?${parameters(path)}`, { ...options, signal: mine.signal });
+    const response = await call(`${path}?${parameters(path)}`, { ...options, signal: mine.signal });
     const answer = await response.json();
     if (!response.ok) throw new Error(answer.error.message);
     say(null);
@@ -66,7 +84,7 @@ function searchBy(file) {
 function searchLike(id, key) {
   last = () => ask(`/v1/images/${id}/similar`, {}, showHits);
   describe(key ? `Like ${key}` : "Like a stored picture", "Drop, paste or");
-  fetch(`/v1/images/${id}/content`)
+  call(`/v1/images/${id}/content`)
     .then((response) => (response.ok ? response.blob() : Promise.reject(new Error("gone"))))
     .then(preview)
     .catch(() => preview(null));
@@ -154,7 +172,15 @@ function picture(image, url) {
     image.closest(".frame").classList.add("missing");
     image.remove();
   });
-  image.src = url;
+  if (!sessionStorage.getItem(KEY)) {
+    image.src = url;
+    return;
+  }
+  image.addEventListener("load", () => URL.revokeObjectURL(image.src));
+  call(url)
+    .then((response) => (response.ok ? response.blob() : Promise.reject(new Error("gone"))))
+    .then((blob) => (image.src = URL.createObjectURL(blob)))
+    .catch(() => image.dispatchEvent(new Event("error")));
 }
 
 $("file").addEventListener("change", () => {
@@ -199,13 +225,41 @@ const WORDS = { indexed: "can be found", updated: "updated", deleted: "deleted",
 let waiting = []; // arrivals not drawn yet, newest last
 let arrived = 0;
 
+function hear(data) {
+  arrived += 1;
+  waiting.push(JSON.parse(data));
+  if (waiting.length > FEED_LENGTH) waiting.shift();
+}
+
+// What EventSource does, with a key: each block of lines up to an empty one, and the last id for when it comes back.
+async function listenWithKey(lastId = "") {
+  try {
+    const headers = lastId ? { "Last-Event-ID": lastId } : {};
+    const response = await call(`/v1/events?type=${Object.keys(WORDS)}`, { headers });
+    if (!response.ok) lastId = "";
+    else {
+      const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
+      let text = "";
+      for (let piece = await reader.read(); !piece.done; piece = await reader.read()) {
+        const blocks = (text + piece.value).split("\n\n");
+        text = blocks.pop();
+        for (const lines of blocks.map((block) => block.split("\n"))) {
+          const of = (name) => lines.filter((line) => line.startsWith(`${name}: `)).map((line) => line.slice(name.length + 2));
+          lastId = of("id").at(-1) ?? lastId;
+          if (of("data").length) hear(of("data").join("\n"));
+        }
+      }
+    }
+  } catch {
+    // It comes back below.
+  }
+  setTimeout(() => listenWithKey(lastId), RECONNECT_MS);
+}
+
 function listen() {
+  if (sessionStorage.getItem(KEY)) return listenWithKey();
   const source = new EventSource(`/v1/events?type=${Object.keys(WORDS)}`);
-  source.onmessage = (message) => {
-    arrived += 1;
-    waiting.push(JSON.parse(message.data));
-    if (waiting.length > FEED_LENGTH) waiting.shift();
-  };
+  source.onmessage = (message) => hear(message.data);
   source.onerror = () => {
     // It comes back by itself with its last id, unless the service refused that id: then start anew from now.
     if (source.readyState === EventSource.CLOSED) setTimeout(listen, RECONNECT_MS);
@@ -270,7 +324,7 @@ async function refreshStatus() {
   let state = "bad";
   let text = "The service does not answer";
   try {
-    const response = await fetch("/v1/status");
+    const response = await call("/v1/status");
     const answer = await response.json();
     [state, text] = response.ok ? describeStatus(answer) : ["bad", answer.error.message];
   } catch {

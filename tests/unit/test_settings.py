@@ -30,7 +30,7 @@ def test_every_setting_is_described_and_names_its_unit() -> None:
         for name, declared in kind.model_fields.items():
             assert declared.description, name
             if declared.annotation is float and not name.endswith("_share"):
-                assert name.rsplit("_", 1)[-1] in {"seconds", "hours"}, name
+                assert name.rsplit("_", 1)[-1] in {"seconds", "hours", "second"}, name
 
 
 def test_lists_are_comma_separated(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
