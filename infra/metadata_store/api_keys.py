@@ -27,7 +27,8 @@ class SqlApiKeys(SqlPart):
     async def api_key(self, key_id: str) -> ApiKey | None:
         async def work(connection: AsyncConnection) -> ApiKey | None:
             row = (await connection.execute(select(api_keys).where(api_keys.c.key_id == key_id))).one_or_none()
-            return api_key_row(row) if row is not None else None
+            # MySQL compares without the spaces at the end.
+            return api_key_row(row) if row is not None and row.key_id == key_id else None
 
         return await self._database.read(work)
 
