@@ -18,8 +18,8 @@ from infra.settings import BridgeSettings, CommonSettings, load
 
 if TYPE_CHECKING:
     from infra.metadata_store.interface import Job, MetadataStore
-    from ingest_bridge.scan_state import ScanArguments
     from ingest_bridge.upload import LocalFile, UploadResult
+    from schemas.jobs import ScanArguments
 
 FOLLOW_SECONDS = 0.5
 NOBODY_SECONDS = 10.0
@@ -52,7 +52,7 @@ def scan(context: click.Context, bucket: str | None, prefix: str, allow_removal:
     The running bridge does the work; it goes on when this command is interrupted.
     """
     from ingest_bridge.scan_display import result_lines
-    from ingest_bridge.scan_state import ScanArguments
+    from schemas.jobs import ScanArguments
     from schemas.tables import JobState
 
     settings = load(CommonSettings, state_dir=_state_dir(context))
@@ -77,7 +77,7 @@ def rebuild(context: click.Context, bucket: str | None, prefix: str, allow_remov
     Lost rows are written anew, with the vectors that are still there; lost vectors are embedded anew. It is a scan that
     waits for the workers: `image-search up`, or `upgrade`, comes first.
     """
-    from ingest_bridge.scan_state import ScanArguments
+    from schemas.jobs import ScanArguments
 
     settings = load(CommonSettings, state_dir=_state_dir(context))
     scans = [
@@ -135,17 +135,14 @@ async def _scan(settings: CommonSettings, arguments: ScanArguments, *, quiet: bo
     from rich.console import Console
 
     from infra import metadata_store
+    from infra.jobs import ask
     from ingest_bridge.scan_display import ScanDisplay
-    from ingest_bridge.scan_jobs import SCAN_JOB
-    from schemas.tables import JobState
+    from schemas.tables import JobKind
 
     metadata = await metadata_store.connect(settings)
     try:
         await metadata.check()
-        asked = arguments.model_dump()
-        unfinished = await metadata.unfinished_jobs(SCAN_JOB)
-        same = [job for job in unfinished if job.arguments == asked and not (anew and job.state is JobState.RUNNING)]
-        job = same[-1] if same else await metadata.add_job(SCAN_JOB, asked)
+        job = await ask(metadata, JobKind.SCAN, arguments, anew=anew)
         with ScanDisplay(Console(quiet=quiet)) as display:
             return await _follow(metadata, job, display.show)
     finally:

@@ -18,10 +18,11 @@ from infra.vector_store.interface import VectorStore
 from ingest_bridge.comparison import Difference, difference, is_forgotten, is_same_object
 from ingest_bridge.object_id_set import ObjectIdSet
 from ingest_bridge.scan_events import ScanEvents
-from ingest_bridge.scan_state import RemovalGuard, RemovalStopped, ScanArguments, ScanPhase, ScanProgress
+from ingest_bridge.scan_state import RemovalGuard, RemovalStopped, ScanPhase, ScanProgress
 from ingest_bridge.vector_scan import VectorScan
 from schemas.events import Cause, ObjectEvent
 from schemas.identity import ObjectRef
+from schemas.jobs import ScanArguments
 from schemas.tables import KEPT_STATES, RowState
 
 ROWS_PAGE = 1000

@@ -7,24 +7,21 @@ import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 import structlog
-from pydantic import ValidationError
 
-from infra.errors import StoreUnavailable, TransientError
+from infra.errors import ImageSearchError, TransientError
+from infra.jobs import IDLE_SECONDS, REPORT_SECONDS, JobTurnedDown, JobWorker, NotHere
 from infra.metadata_store.interface import Job, MetadataStore
 from infra.metrics import SCANS
 from infra.retry import until_done
 from ingest_bridge.scan import Scan
-from ingest_bridge.scan_state import RemovalStopped, ScanArguments, ScanFailed, ScanProgress
+from ingest_bridge.scan_state import RemovalStopped, ScanProgress
+from schemas.jobs import ScanArguments
 from schemas.tables import JobKind, JobState
 
 log = structlog.get_logger(__name__)
 
 SCAN_JOB = JobKind.SCAN
-LEASE_SECONDS = 30.0
-REPORT_SECONDS = 1.0
-IDLE_SECONDS = 1.0
 RETRY_SECONDS = 60.0
-STOP_REPORT_SECONDS = 5.0
 
 
 class ScanSchedule:
@@ -88,7 +85,7 @@ MakeScan = Callable[[str, ScanArguments, ScanProgress], Scan]
 """Of a job's id, what it asks for, and how far it had come."""
 
 
-class ScanWorker:
+class ScanWorker(JobWorker):
     """`on_failed` hears the bucket of a scan that a fault ended, so that it can be tried again."""
 
     def __init__(
@@ -102,111 +99,39 @@ class ScanWorker:
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
         report_seconds: float = REPORT_SECONDS,
     ) -> None:
-        self._metadata = metadata
+        super().__init__(metadata, [SCAN_JOB], owner=owner, sleep=sleep, report_seconds=report_seconds)
         self._make_scan = make_scan
         self._buckets = frozenset(buckets)
-        self._owner = owner
         self._on_failed = on_failed
-        self._sleep = sleep
-        self._report_seconds = report_seconds
+
+    async def open(self, job: Job) -> _ScanWork:
+        arguments = ScanArguments.model_validate(job.arguments)
+        if arguments.bucket not in self._buckets:
+            raise await self._not_followed(arguments.bucket)
+        return _ScanWork(self._make_scan(job.job_id, arguments, ScanProgress.model_validate(job.progress)))
+
+    async def _not_followed(self, bucket: str) -> JobTurnedDown | NotHere:
+        if bucket not in await until_done(self._metadata.added_buckets):
+            return JobTurnedDown(f"the bucket {bucket!r} is not followed: image-search buckets add {bucket}")
+        # Added a moment ago: the scan waits for a bridge that has seen that, another one or this one as it begins anew.
+        return NotHere(f"the bucket {bucket!r} is not followed here yet")
+
+    def state_after(self, error: ImageSearchError) -> JobState:
+        return JobState.STOPPED if isinstance(error, RemovalStopped) else JobState.FAILED
+
+    def after(self, job: Job, state: JobState) -> None:
+        SCANS.labels(state).inc()
+        # One that never began fails again as it did; one that was stopped waits for a person.
+        if state is JobState.FAILED and job.arguments.get("bucket") in self._buckets:
+            self._on_failed(job.arguments["bucket"])
+
+
+class _ScanWork:
+    def __init__(self, scan: Scan) -> None:
+        self._scan = scan
+
+    def told(self) -> Mapping[str, object]:
+        return self._scan.progress.model_dump(mode="json")
 
     async def run(self) -> None:
-        while True:
-            if not await self.run_next():
-                await self._sleep(IDLE_SECONDS)
-
-    async def run_next(self) -> bool:
-        """Take up a job and work on it to its end; False when there is none."""
-        job = await until_done(
-            lambda: self._metadata.claim_job([SCAN_JOB], owner=self._owner, lease_seconds=LEASE_SECONDS), on_wait=_waited_for
-        )
-        if job is None:
-            return False
-        try:
-            arguments = ScanArguments.model_validate(job.arguments)
-            progress = ScanProgress.model_validate(job.progress)
-        except ValidationError:
-            await self._finish(
-                job, JobState.FAILED, job.progress, "this is not what a scan can be asked: bucket, prefix, allow_removal"
-            )
-            return True
-        if arguments.bucket not in self._buckets:
-            return await self._turn_down(job, arguments.bucket)
-        await self._work(job, arguments, self._make_scan(job.job_id, arguments, progress))
-        return True
-
-    async def _turn_down(self, job: Job, bucket: str) -> bool:
-        added = await until_done(self._metadata.added_buckets, on_wait=_waited_for)
-        if bucket not in added:
-            message = f"the bucket {bucket!r} is not followed: image-search buckets add {bucket}"
-            await self._finish(job, JobState.FAILED, job.progress, message)
-            return True
-        # Added a moment ago: it waits for a bridge that has seen that, another one or this one as it begins anew.
-        await until_done(lambda: self._update(job, JobState.QUEUED, job.progress, None), on_wait=_waited_for)
-        return False
-
-    async def _work(self, job: Job, arguments: ScanArguments, scan: Scan) -> None:
-        log.info("scan begins", bucket=arguments.bucket, prefix=arguments.prefix, resumed=scan.progress.last_key is not None)
-        running = asyncio.create_task(scan.run())
-        try:
-            if not await self._report_until_done(job, scan, running):
-                log.warning("another bridge has taken over this scan", job=job.job_id)
-                return
-            await running
-        except RemovalStopped as stopped:
-            log.error("scan stopped", bucket=arguments.bucket, reason=str(stopped))
-            await self._finish(job, JobState.STOPPED, _dump(scan), str(stopped))
-        except (ScanFailed, TransientError) as failed:
-            log.error("scan failed", bucket=arguments.bucket, reason=str(failed))
-            await self._finish(job, JobState.FAILED, _dump(scan), str(failed))
-            self._on_failed(arguments.bucket)
-        except asyncio.CancelledError:
-            await self._hand_back(job, scan)
-            raise
-        except Exception:
-            await self._finish(job, JobState.FAILED, _dump(scan), "internal error: the bridge's log has it")
-            raise
-        else:
-            log.info("scan done", bucket=arguments.bucket, prefix=arguments.prefix, **_dump(scan))
-            await self._finish(job, JobState.DONE, _dump(scan), None)
-        finally:
-            running.cancel()
-            await asyncio.wait([running])
-
-    async def _report_until_done(self, job: Job, scan: Scan, running: asyncio.Task[None]) -> bool:
-        """Keep lease and progress up to date. False when the lease was lost: somebody else works on it."""
-        while True:
-            await asyncio.wait([running], timeout=self._report_seconds)
-            if running.done():
-                return True
-            try:
-                if not await self._update(job, JobState.RUNNING, _dump(scan), None):
-                    return False
-            except StoreUnavailable as error:
-                # The lease has time to spare; should it run out, the next report says so.
-                log.warning("progress of a scan could not be stored", reason=str(error))
-
-    async def _finish(self, job: Job, state: JobState, progress: Mapping[str, object], message: str | None) -> None:
-        await until_done(lambda: self._update(job, state, progress, message), on_wait=_waited_for)
-        SCANS.labels(state).inc()
-
-    async def _hand_back(self, job: Job, scan: Scan) -> None:
-        """The bridge stops: whoever comes next goes on from here, without waiting for the lease to run out."""
-        try:
-            async with asyncio.timeout(STOP_REPORT_SECONDS):
-                await self._update(job, JobState.QUEUED, _dump(scan), None)
-        except (TransientError, TimeoutError) as error:
-            log.warning("a scan could not be handed back", reason=str(error))
-
-    async def _update(self, job: Job, state: JobState, progress: Mapping[str, object], message: str | None) -> bool:
-        return await self._metadata.update_job(
-            job.job_id, owner=self._owner, state=state, progress=progress, message=message, lease_seconds=LEASE_SECONDS
-        )
-
-
-def _dump(scan: Scan) -> dict[str, object]:
-    return scan.progress.model_dump(mode="json")
-
-
-def _waited_for(error: TransientError, attempt: int) -> None:
-    log.warning("scans wait", reason=str(error), attempt=attempt)
+        await self._scan.run()

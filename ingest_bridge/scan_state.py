@@ -1,8 +1,7 @@
-"""What is asked of a scan, how far it is, and how it may end."""
+"""How far a scan is, and how it may end."""
 
 from __future__ import annotations
 
-import shlex
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -19,21 +18,6 @@ class ScanPhase(StrEnum):
     PUBLISHING = "publishing"
     VECTORS = "vectors"
     DONE = "done"
-
-
-class ScanArguments(BaseModel):
-    """What is asked of a scan: the arguments of its job."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    bucket: str
-    prefix: str = ""
-    allow_removal: bool = False
-
-    def command(self) -> str:
-        """How a person asks for the same scan."""
-        prefix = f" --prefix {shlex.quote(self.prefix)}" if self.prefix else ""
-        return f"image-search scan --bucket {self.bucket}{prefix}"
 
 
 class ScanProgress(BaseModel):

@@ -25,6 +25,7 @@ from infra.object_store.interface import ObjectStore
 from infra.retry import until_done
 from infra.settings import BridgeSettings
 from infra.vector_store.interface import VectorStore
+from ingest_bridge.asked_jobs import AskedJobs, MakeEvents
 from ingest_bridge.backlog import Backlog
 from ingest_bridge.canary import Canary
 from ingest_bridge.follower import Follower
@@ -35,7 +36,8 @@ from ingest_bridge.relay import Relay
 from ingest_bridge.scan import Scan
 from ingest_bridge.scan_events import ScanEvents
 from ingest_bridge.scan_jobs import RETRY_SECONDS, ScanSchedule, ScanWorker
-from ingest_bridge.scan_state import RemovalGuard, ScanArguments, ScanProgress
+from ingest_bridge.scan_state import RemovalGuard, ScanProgress
+from schemas.jobs import ScanArguments
 
 log = structlog.get_logger(__name__)
 
@@ -117,19 +119,18 @@ async def _parts(settings: BridgeSettings) -> AsyncIterator[dict[str, Part]]:
             "metadata_store": metadata.check,
             "broker": broker.check,
         }
+        make_events = scan_events(settings, objects, broker, await _producer(stack, broker))
         scans = scan_worker(
-            settings,
-            objects=objects,
-            metadata=metadata,
-            vectors=vectors,
-            broker=broker,
-            producer=await _producer(stack, broker),
-            schedule=schedule,
+            settings, objects=objects, metadata=metadata, vectors=vectors, make_events=make_events, schedule=schedule
+        )
+        asked = AskedJobs(
+            configured, objects=objects, metadata=metadata, vectors=vectors, make_events=make_events, owner=_owner()
         )
         parts: dict[str, Part] = {
             BUCKET_WATCH: partial(until_buckets_change, configured, metadata, followed),
             "scan schedule": schedule.run,
             "scans": scans.run,
+            "asked jobs": asked.run,
             "purge": partial(_purge, metadata, settings.deleted_retention_days),
         }
         if settings.follow == "seaweedfs":
@@ -216,28 +217,14 @@ def scan_worker(
     objects: ObjectStore,
     metadata: MetadataStore,
     vectors: VectorStore,
-    broker: Broker,
-    producer: Producer,
+    make_events: MakeEvents,
     schedule: ScanSchedule,
 ) -> ScanWorker:
     def make_scan(scan_id: str, arguments: ScanArguments, progress: ScanProgress) -> Scan:
-        events = ScanEvents(
-            scan_id,
-            progress,
-            deployment=settings.deployment,
-            objects=objects,
-            producer=producer,
-            backlog=Backlog(
-                broker,
-                floor_events=settings.scan_backlog_events,
-                seconds=settings.scan_backlog_seconds,
-                commit_interval_seconds=settings.commit_interval_seconds,
-            ),
-        )
         return Scan(
             arguments,
             progress,
-            events=events,
+            events=make_events(scan_id, progress),
             guard=RemovalGuard(settings.scan_removal_limit, settings.scan_removal_share),
             objects=objects,
             metadata=metadata,
@@ -248,9 +235,28 @@ def scan_worker(
         metadata,
         make_scan,
         buckets=settings.buckets,
-        owner=f"{socket.gethostname()[:64]}:{os.getpid()}:{uuid.uuid4().hex[:8]}",
+        owner=_owner(),
         on_failed=lambda bucket: schedule.want(bucket, after_seconds=RETRY_SECONDS),
     )
+
+
+def scan_events(settings: BridgeSettings, objects: ObjectStore, broker: Broker, producer: Producer) -> MakeEvents:
+    backlog = Backlog(
+        broker,
+        floor_events=settings.scan_backlog_events,
+        seconds=settings.scan_backlog_seconds,
+        commit_interval_seconds=settings.commit_interval_seconds,
+    )
+
+    def make(job_id: str, progress: ScanProgress) -> ScanEvents:
+        return ScanEvents(job_id, progress, deployment=settings.deployment, objects=objects, producer=producer, backlog=backlog)
+
+    return make
+
+
+def _owner() -> str:
+    """Of jobs: no other process has this name, also after a restart under the same number."""
+    return f"{socket.gethostname()[:64]}:{os.getpid()}:{uuid.uuid4().hex[:8]}"
 
 
 async def _producer(stack: AsyncExitStack, broker: Broker) -> Producer:

@@ -22,10 +22,11 @@ from infra.vector_store.interface import VectorEntry, VectorStore
 from ingest_bridge.comparison import Difference, is_left_over, is_same_object, vector_differs
 from ingest_bridge.object_id_set import ObjectIdSet
 from ingest_bridge.scan_events import ScanEvents
-from ingest_bridge.scan_state import RemovalGuard, RemovalStopped, ScanArguments, ScanFailed, ScanProgress
+from ingest_bridge.scan_state import RemovalGuard, RemovalStopped, ScanFailed, ScanProgress
 from schemas.events import Cause, ObjectEvent
 from schemas.filter import Place
 from schemas.identity import ContentHash, ModelFingerprint, ObjectId, ObjectRef
+from schemas.jobs import ScanArguments
 from schemas.tables import RowState
 
 PAGE = 1000

@@ -16,7 +16,9 @@ from infra.errors import ConfigurationError
 from infra.settings import CommonSettings, ProcessorSettings, load
 from processors.model_commands import models
 from processors.training.commands import evaluate
-from schemas.tables import ModelState, RowState
+from schemas.events import ReasonCode
+from schemas.jobs import JobPlace, RetryArguments
+from schemas.tables import JobKind, ModelState, RowState
 from schemas.topics import DEAD_LETTERS, HEADER_ERROR, HEADER_OFFSET, HEADER_PARTITION, HEADER_REASON, HEADER_TOPIC
 
 FAILED_ROWS_PAGE = 1000
@@ -80,15 +82,34 @@ def worker(context: click.Context) -> None:
 
 @click.command()
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+@click.option("--retry", is_flag=True, help="Have them tried again, instead of listing them.")
+@click.option("--reason", type=click.Choice([reason.value for reason in ReasonCode]), help="With --retry: only those.")
 @click.pass_context
-def failures(context: click.Context, as_json: bool) -> None:
+def failures(context: click.Context, as_json: bool, retry: bool, reason: str | None) -> None:
     """List objects that could not be indexed, and messages that name no object."""
     settings = load(CommonSettings, state_dir=_state_dir(context))
+    if retry:
+        asyncio.run(_retry(settings, None if reason is None else ReasonCode(reason)))
+        click.echo("asked for: the bridge has them tried again; what becomes of each: image-search events")
+        return
     found = asyncio.run(_failures(settings))
     if as_json:
         click.echo(json.dumps(found, ensure_ascii=False, indent=2))
         return
     _print_failures(found)
+
+
+async def _retry(settings: CommonSettings, reason: ReasonCode | None) -> None:
+    from infra import jobs, metadata_store
+    from infra.followed_buckets import followed_buckets
+
+    metadata = await metadata_store.connect(settings)
+    try:
+        await metadata.check()
+        places = tuple(JobPlace(bucket=bucket) for bucket in await followed_buckets(settings, metadata))
+        await jobs.ask(metadata, JobKind.RETRY, RetryArguments(places=places, reason=reason))
+    finally:
+        await metadata.close()
 
 
 async def _failures(settings: CommonSettings) -> dict[str, list[dict[str, Any]]]:

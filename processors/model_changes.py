@@ -14,16 +14,17 @@ from dataclasses import asdict, replace
 from typing import Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel
 
-from infra.errors import PermanentError
 from infra.metadata_store.interface import MetadataStore, ModelRow
+from infra.model_table import ModelChangeRefused, find_model
 from infra.settings import ProcessorSettings
 from infra.vector_store.interface import VectorStore
 from infra.verify import Report
 from processors.embedding import prepare_model
 from schemas.identity import ModelFingerprint, ObjectId
-from schemas.tables import KEPT_STATES, JobKind, JobState, ModelState
+from schemas.jobs import ReindexArguments, ScanArguments
+from schemas.tables import JobKind, JobState, ModelState
 from schemas.vectors import collection_name
 
 POLL_SECONDS = 0.5
@@ -37,38 +38,6 @@ DROP_GRACE_SECONDS = 5.0
 """Longer than a worker takes from its look at the table of models to its write."""
 
 
-class ModelChangeRefused(PermanentError):
-    """A change that would break a promise. The message says what to do first."""
-
-
-class ReindexArguments(BaseModel):
-    """What is asked of reindexing: the settings that name the new model. Those left out are the worker's."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
-
-    model: str
-    model_precision: str | None = None
-    own_weights: str | None = None
-    weights_sha256: str | None = None
-    own_format: str | None = None
-    own_network: str | None = None
-    own_dimension: int | None = None
-    own_input_pixels: int | None = None
-
-    def settings(self, settings: ProcessorSettings) -> ProcessorSettings:
-        """Raises ValueError (of pydantic) for what no setting can be."""
-        asked = {**settings.model_dump(), **self.model_dump(exclude_none=True)}
-        return type(settings).model_validate(asked)
-
-
-class ModelArguments(BaseModel):
-    """A model by its name, or by the beginning of its fingerprint where two have one name."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    model: str
-
-
 class ReindexProgress(BaseModel):
     phase: Literal["preparing", "filling", "filled"] = "preparing"
     fingerprint: str | None = None
@@ -77,16 +46,9 @@ class ReindexProgress(BaseModel):
     eta_seconds: float | None = None
 
 
-def find_model(rows: Sequence[ModelRow], name: str, states: frozenset[ModelState] = KEPT_STATES) -> ModelRow:
-    """Raises ModelChangeRefused when there is none, or more than one."""
-    among = [row for row in rows if row.state in states]
-    found = [row for row in among if row.name == name or row.fingerprint.startswith(name)]
-    if len(found) == 1:
-        return found[0]
-    known = ", ".join(f"{row.name} ({row.fingerprint[:12]}, {row.state})" for row in among) or "none"
-    if not found:
-        raise ModelChangeRefused(f"there is no model {name!r} to choose from: {known}")
-    raise ModelChangeRefused(f"{name!r} is the name of several models; say the fingerprint's beginning: {known}")
+def settings_of(asked: ReindexArguments, settings: ProcessorSettings) -> ProcessorSettings:
+    """The worker's settings with what was asked for. Raises ValueError (of pydantic) for what no setting can be."""
+    return type(settings).model_validate({**settings.model_dump(), **asked.model_dump(exclude_none=True)})
 
 
 async def add_filling_model(
@@ -135,10 +97,7 @@ async def fill(
     without_progress = 0
     while without_progress < SCANS_WITHOUT_PROGRESS:
         at_first, _ = await metadata.model_coverage(model)
-        jobs = [
-            (await metadata.add_job(JobKind.SCAN, {"bucket": bucket, "prefix": "", "allow_removal": False})).job_id
-            for bucket in buckets
-        ]
+        jobs = [(await metadata.add_job(JobKind.SCAN, ScanArguments(bucket=bucket).model_dump())).job_id for bucket in buckets]
         last, since = -1, now()
         while True:
             held, indexed = await metadata.model_coverage(model)
@@ -196,22 +155,6 @@ async def activate(name: str, metadata: MetadataStore, verified: Callable[[Model
     if not await metadata.move_models(moves):
         raise ModelChangeRefused("somebody else changed the models meanwhile: look at image-search models list")
     return chosen
-
-
-async def roll_back(metadata: MetadataStore) -> ModelRow:
-    """Let the previous model answer again. It was kept equal to the bucket all the time, so nothing is lost."""
-    rows = await metadata.models()
-    previous = next((row for row in rows if row.state is ModelState.PREVIOUS), None)
-    if previous is None:
-        raise ModelChangeRefused("there is no previous model to go back to: image-search models list")
-    active = next(row for row in rows if row.state is ModelState.ACTIVE)
-    moves = {
-        active.fingerprint: (ModelState.ACTIVE, ModelState.PREVIOUS),
-        previous.fingerprint: (ModelState.PREVIOUS, ModelState.ACTIVE),
-    }
-    if not await metadata.move_models(moves):
-        raise ModelChangeRefused("somebody else changed the models meanwhile: look at image-search models list")
-    return previous
 
 
 async def drop(

@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import click
+from pydantic import BaseModel
 
 from infra.errors import ConfigurationError
 from infra.settings import CommonSettings, load
+from schemas.jobs import ModelArguments, ReindexArguments
 from schemas.tables import JobKind, JobState
 
 FOLLOW_SECONDS = 0.5
@@ -87,15 +89,15 @@ def reindex(
     input_pixels: int | None,
 ) -> None:
     """Fill a second collection with the model NAME while the active one answers. Asked again, it goes on where it was."""
-    asked = {
-        "model": name,
-        "model_precision": precision,
-        "own_weights": weights,
-        "weights_sha256": sha256,
-        "own_network": network,
-        "own_input_pixels": input_pixels,
-    }
-    _run(context, JobKind.REINDEX, {key: value for key, value in asked.items() if value is not None})
+    asked = ReindexArguments(
+        model=name,
+        model_precision=precision,
+        own_weights=weights,
+        weights_sha256=sha256,
+        own_network=network,
+        own_input_pixels=input_pixels,
+    )
+    _run(context, JobKind.REINDEX, asked)
 
 
 @models.command()
@@ -103,7 +105,7 @@ def reindex(
 @click.pass_context
 def compare(context: click.Context, model: str) -> None:
     """Compare MODEL with the active one, over pictures of the index. For labelled pictures there is image-search evaluate."""
-    _run(context, JobKind.COMPARE, {"model": model})
+    _run(context, JobKind.COMPARE, ModelArguments(model=model))
 
 
 @models.command()
@@ -111,7 +113,7 @@ def compare(context: click.Context, model: str) -> None:
 @click.pass_context
 def activate(context: click.Context, model: str) -> None:
     """Let MODEL answer from now on, if bucket, rows and its collection are equal. The active one is kept as the previous."""
-    _run(context, JobKind.ACTIVATE, {"model": model})
+    _run(context, JobKind.ACTIVATE, ModelArguments(model=model))
 
 
 @models.command()
@@ -124,7 +126,7 @@ def rollback(context: click.Context) -> None:
 
 async def _roll_back(settings: CommonSettings) -> str:
     from infra import metadata_store
-    from processors.model_changes import roll_back
+    from infra.model_table import roll_back
 
     metadata = await metadata_store.connect(settings)
     try:
@@ -138,23 +140,23 @@ async def _roll_back(settings: CommonSettings) -> str:
 @click.pass_context
 def drop(context: click.Context, model: str) -> None:
     """Keep MODEL no more, and remove its collection. The active one is refused."""
-    _run(context, JobKind.DROP, {"model": model})
+    _run(context, JobKind.DROP, ModelArguments(model=model))
 
 
-def _run(context: click.Context, kind: JobKind, arguments: Mapping[str, Any]) -> None:
+def _run(context: click.Context, kind: JobKind, arguments: BaseModel) -> None:
     state, message = asyncio.run(_job(_settings(context), kind, arguments))
     click.echo(message)
     sys.exit(0 if state is JobState.DONE else 1)
 
 
-async def _job(settings: CommonSettings, kind: JobKind, arguments: Mapping[str, Any]) -> tuple[JobState, str]:
+async def _job(settings: CommonSettings, kind: JobKind, arguments: BaseModel) -> tuple[JobState, str]:
     from infra import metadata_store
+    from infra.jobs import ask
 
     metadata = await metadata_store.connect(settings)
     try:
         await metadata.check()
-        same = [job for job in await metadata.unfinished_jobs(kind) if job.arguments == arguments]
-        job = same[-1] if same else await metadata.add_job(kind, arguments)
+        job = await ask(metadata, kind, arguments)
         patient_until = time.monotonic() + NOBODY_SECONDS
         said = ""
         while job.state in (JobState.QUEUED, JobState.RUNNING):

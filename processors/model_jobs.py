@@ -3,46 +3,35 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 
 import structlog
-from pydantic import ValidationError
 
-from infra.errors import ImageSearchError, TransientError
 from infra.followed_buckets import followed_buckets
+from infra.jobs import REPORT_SECONDS, JobWorker
 from infra.metadata_store.interface import Job, MetadataStore
+from infra.model_table import find_model
 from infra.object_store.interface import ObjectStore
 from infra.retry import until_done
 from infra.settings import ProcessorSettings
 from infra.vector_store.interface import VectorStore
 from infra.verify import Report, verify_stores
 from processors.embedding.open_models import OpenModels
-from processors.model_changes import (
-    ModelArguments,
-    ReindexArguments,
-    ReindexProgress,
-    activate,
-    add_filling_model,
-    compare,
-    drop,
-    fill,
-    find_model,
-)
+from processors.model_changes import ReindexProgress, activate, add_filling_model, compare, drop, fill, settings_of
 from processors.vectors import Vectorizer
 from schemas.identity import ModelFingerprint
-from schemas.tables import JobKind, JobState, ModelState
+from schemas.jobs import ModelArguments, ReindexArguments
+from schemas.tables import JobKind, ModelState
 
 log = structlog.get_logger(__name__)
 
 MODEL_JOBS = (JobKind.REINDEX, JobKind.COMPARE, JobKind.ACTIVATE, JobKind.DROP)
 LEASE_SECONDS = 15.0
-REPORT_SECONDS = 1.0
-IDLE_SECONDS = 1.0
 
 
-class ModelJobs:
-    """`run` works on such jobs until it is cancelled; a job that it was on is then taken over when its lease has run out."""
+class ModelJobs(JobWorker):
+    """One that stops hands its job back; the next goes on from what the rows say."""
 
     def __init__(
         self,
@@ -54,59 +43,38 @@ class ModelJobs:
         models: OpenModels[Vectorizer],
         owner: str,
     ) -> None:
-        self._settings, self._objects, self._metadata, self._vectors = settings, objects, metadata, vectors
-        self._models, self._owner = models, owner
+        super().__init__(metadata, MODEL_JOBS, owner=owner, lease_seconds=LEASE_SECONDS)
+        self._settings, self._objects, self._vectors, self._models = settings, objects, vectors, models
 
     async def run(self) -> None:
-        claim = partial(self._metadata.claim_job, MODEL_JOBS, owner=self._owner, lease_seconds=LEASE_SECONDS)
+        """An error of our own ends its job, and not the worker, which has pictures to embed."""
         while True:
-            job = await until_done(claim)
-            if job is None:
-                await asyncio.sleep(IDLE_SECONDS)
-            else:
-                await self._work(job)
+            try:
+                await super().run()
+            except Exception:
+                log.exception("a job on a model failed")
 
-    async def _work(self, job: Job) -> None:
-        log.info("model job begins", kind=job.kind, job=job.job_id)
-        progress: dict[str, object] = {}
-        running = asyncio.create_task(self._do(job, progress))
-        try:
-            while not running.done():
-                await asyncio.wait([running], timeout=REPORT_SECONDS)
-                if not running.done() and not await self._report(job, JobState.RUNNING, progress):
-                    log.warning("another worker has taken over this job", job=job.job_id)
-                    return
-            message = await running
-        except TransientError as error:
-            await self._report(job, JobState.FAILED, progress, f"{error}; ask again, it goes on from where it was")
-        except (ImageSearchError, ValidationError) as error:
-            await self._report(job, JobState.FAILED, progress, _told(error))
-        except Exception:
-            log.exception("model job failed", kind=job.kind, job=job.job_id)
-            await self._report(job, JobState.FAILED, progress, "internal error: the worker's log has it")
-        else:
-            await self._report(job, JobState.DONE, progress, message)
-        finally:
-            running.cancel()
-            await asyncio.wait([running])
-
-    async def _report(self, job: Job, state: JobState, progress: Mapping[str, object], message: str | None = None) -> bool:
-        update = partial(self._metadata.update_job, job.job_id, owner=self._owner, state=state, progress=dict(progress))
-        return await until_done(partial(update, message=message, lease_seconds=LEASE_SECONDS))
-
-    async def _do(self, job: Job, progress: dict[str, object]) -> str:
-        """What was done, in a sentence."""
+    async def open(self, job: Job) -> _ModelWork:
         if job.kind == JobKind.REINDEX:
-            return await self._reindex(ReindexArguments.model_validate(job.arguments), progress)
+            return _ModelWork(partial(self._reindex, ReindexArguments.model_validate(job.arguments)))
         asked = ModelArguments.model_validate(job.arguments).model
         if job.kind == JobKind.COMPARE:
-            rows = await self._metadata.models()
-            active = next(row for row in rows if row.state is ModelState.ACTIVE)
-            progress |= await compare(active, find_model(rows, asked), self._metadata, self._vectors)
-            return f"of ten nearest pictures, {active.name} and {asked} agree on a share of {progress['overlap_at_10']}"
+            return _ModelWork(partial(self._compare, asked))
         if job.kind == JobKind.ACTIVATE:
-            model = await activate(asked, self._metadata, self._verified)
-            return f"{model.name} answers from now on; to go back: image-search models rollback"
+            return _ModelWork(partial(self._activate, asked))
+        return _ModelWork(partial(self._drop, asked))
+
+    async def _compare(self, asked: str, told: dict[str, object]) -> str:
+        rows = await self._metadata.models()
+        active = next(row for row in rows if row.state is ModelState.ACTIVE)
+        told |= await compare(active, find_model(rows, asked), self._metadata, self._vectors)
+        return f"of ten nearest pictures, {active.name} and {asked} agree on a share of {told['overlap_at_10']}"
+
+    async def _activate(self, asked: str, _told: dict[str, object]) -> str:
+        model = await activate(asked, self._metadata, self._verified)
+        return f"{model.name} answers from now on; to go back: image-search models rollback"
+
+    async def _drop(self, asked: str, _told: dict[str, object]) -> str:
         model = await drop(asked, self._metadata, self._vectors)
         return f"{model.name} is dropped, and its collection {model.collection} removed"
 
@@ -120,7 +88,7 @@ class ModelJobs:
 
         telling = asyncio.create_task(tell())
         try:
-            settings = arguments.settings(self._settings)
+            settings = settings_of(arguments, self._settings)
             model = await add_filling_model(settings, self._metadata, self._vectors, lambda line: log.info("model", step=line))
             # Other workers open it at their next batch, in about the same time: what they miss meanwhile, a scan finds.
             await self._models.opened(model.fingerprint)
@@ -136,7 +104,13 @@ class ModelJobs:
         return await verify_stores(self._objects, self._metadata, self._vectors, buckets=buckets, whole=frozenset({model}))
 
 
-def _told(error: Exception) -> str:
-    if isinstance(error, ValidationError):
-        return "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors())
-    return str(error)
+class _ModelWork:
+    def __init__(self, do: Callable[[dict[str, object]], Awaitable[str]]) -> None:
+        self._do = do
+        self._told: dict[str, object] = {}
+
+    def told(self) -> Mapping[str, object]:
+        return dict(self._told)
+
+    async def run(self) -> str:
+        return await self._do(self._told)

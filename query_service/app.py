@@ -47,7 +47,7 @@ from query_service.middlewares import add_safe_headers, observe, translate_error
 from query_service.openapi import document
 from query_service.recent import RecentVectors
 from query_service.resources import REAL, Resources
-from query_service.routes import events, images, operations, page, search
+from query_service.routes import events, failures, images, jobs, operations, page, search
 from query_service.search import Searcher
 from query_service.settled import Settling
 from schemas.topics import PROCESSOR_GROUP
@@ -58,7 +58,15 @@ START_PATIENCE_SECONDS = 60.0
 MODELS_POLL_SECONDS = 0.5
 """Time between looks at the table of models: how late a change of model is seen here."""
 
-ENDPOINTS = (*page.ENDPOINTS, *search.ENDPOINTS, *images.ENDPOINTS, *events.ENDPOINTS, *operations.ENDPOINTS)
+ENDPOINTS = (
+    *page.ENDPOINTS,
+    *search.ENDPOINTS,
+    *images.ENDPOINTS,
+    *events.ENDPOINTS,
+    *failures.ENDPOINTS,
+    *jobs.ENDPOINTS,
+    *operations.ENDPOINTS,
+)
 
 Context = Callable[[web.Application], AsyncIterator[None]]
 

@@ -24,8 +24,8 @@ JSON = "application/json"
 class Endpoint:
     """`path` in aiohttp's and OpenAPI's common form: `/v1/images/{id}`.
 
-    `scope` is what a key needs for it; `Open` says that it needs none, and why. `answer` is the model of the 200 answer, or
-    its media type. `errors` are the codes beside those that every route can answer with.
+    `scope` is what a key needs for it; `Open` says that it needs none, and why. `body` is the model of the JSON that is sent,
+    `answer` that of the good answer, or its media type. `errors` are the codes beside those that every route can answer with.
     """
 
     method: str
@@ -38,6 +38,8 @@ class Endpoint:
     headers: Mapping[str, str] = field(default_factory=dict)
     errors: tuple[ErrorCode, ...] = ()
     takes_picture: bool = False
+    body: type[BaseModel] | None = None
+    good_status: int = 200
 
 
 def parse(model: type[Parameters], values: Mapping[str, str]) -> Parameters:

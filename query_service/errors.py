@@ -56,17 +56,21 @@ def invalid_parameters(error: ValidationError) -> RequestRefused:
     """One entry a problem. The value that was sent is not repeated: it may be long, or not for a log."""
     problems = error.errors(include_url=False, include_input=False, include_context=False)
     entries = [
-        {"parameter": str(item["loc"][0])[:_LONGEST_NAME], **_inside(item["loc"]), "problem": _words(item)}
-        for item in problems[:_MOST_PROBLEMS]
+        {"parameter": _name(item), **_inside(item["loc"]), "problem": _words(item)} for item in problems[:_MOST_PROBLEMS]
     ]
     names = sorted({entry["parameter"] for entry in entries})
     code = ErrorCode.INVALID_FILTER if all(_is_of_filter(item) for item in problems) else ErrorCode.INVALID_REQUEST
     return RequestRefused(code, f"Not valid: {', '.join(names)}.", details={"parameters": entries})
 
 
+def _name(problem: ErrorDetails) -> str:
+    """`body` for what is wrong with all of it."""
+    return str(problem["loc"][0])[:_LONGEST_NAME] if problem["loc"] else "body"
+
+
 def _is_of_filter(problem: ErrorDetails) -> bool:
     """That a route knows no parameter of this name is another mistake."""
-    return problem["loc"][0] == "filter" and (problem["loc"], problem["type"]) != (("filter",), "extra_forbidden")
+    return _name(problem) == "filter" and (problem["loc"], problem["type"]) != (("filter",), "extra_forbidden")
 
 
 def _inside(location: tuple[str | int, ...]) -> dict[str, str]:

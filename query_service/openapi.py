@@ -21,12 +21,23 @@ from schemas.filter import FilterGroup
 
 _REFERENCE = "#/components/schemas/{model}"
 _COMMON_ERRORS = (ErrorCode.INVALID_REQUEST, ErrorCode.INTERNAL_ERROR)
+_BODY_ERRORS = (
+    ErrorCode.INVALID_BODY,
+    ErrorCode.BODY_TIMEOUT,
+    ErrorCode.BODY_TOO_LARGE,
+    ErrorCode.UNSUPPORTED_MEDIA_TYPE,
+    ErrorCode.UNSUPPORTED_CONTENT_ENCODING,
+)
 _KEY_ERRORS = (ErrorCode.UNAUTHORIZED, ErrorCode.FORBIDDEN, ErrorCode.TOO_MANY_REQUESTS)
 _SECURITY_SCHEMES = {
     "bearer": {"type": "http", "scheme": "bearer", "description": "An API key: `isk_…`."},
     "header": {"type": "apiKey", "in": "header", "name": KEY_HEADER, "description": "The same key, in a header of its own."},
 }
 _BINARY = {"type": "string", "format": "binary"}
+_PATH_SCHEMAS = {
+    "id": {"type": "string", "pattern": "^[0-9a-fA-F]{64}$"},
+    "job_id": {"type": "string", "maxLength": 36},
+}
 
 Json = dict[str, Any]
 
@@ -53,10 +64,12 @@ def document(endpoints: Sequence[Endpoint], *, largest_limit: int) -> bytes:
 
 def _schemas(endpoints: Iterable[Endpoint]) -> Json:
     answers = {endpoint.answer for endpoint in endpoints if not isinstance(endpoint.answer, str)}
+    bodies = {endpoint.body for endpoint in endpoints if endpoint.body is not None}
     written: list[type[BaseModel]] = sorted({*answers, ErrorAnswer, OutcomeEvent}, key=lambda model: model.__name__)
     models: list[tuple[type[BaseModel], Literal["serialization", "validation"]]] = [
         *((model, "serialization") for model in written),
         (FilterGroup, "validation"),
+        *((body, "validation") for body in sorted(bodies, key=lambda model: model.__name__)),
     ]
     _, whole = models_json_schema(models, ref_template=_REFERENCE)
     schemas: Json = whole["$defs"]
@@ -73,18 +86,21 @@ def _operation(endpoint: Endpoint, largest_limit: int) -> Json:
         "parameters": [*_path_parameters(endpoint), *_query_parameters(properties), *_header_parameters(endpoint)],
         # Either scheme will do. The names in the lists are the scopes that a key needs.
         "security": [] if isinstance(endpoint.scope, Open) else [{name: [endpoint.scope]} for name in _SECURITY_SCHEMES],
-        "responses": {"200": _good(endpoint), **_errors(endpoint)},
+        "responses": {str(endpoint.good_status): _good(endpoint), **_errors(endpoint)},
     }
     if endpoint.takes_picture:
         operation["requestBody"] = _picture_body(properties)
+    elif endpoint.body is not None:
+        operation["requestBody"] = {"required": True, "content": {JSON: {"schema": _reference(endpoint.body)}}}
     return operation
 
 
 def _path_parameters(endpoint: Endpoint) -> list[Json]:
-    if "{id}" not in endpoint.path:
-        return []
-    schema = {"type": "string", "pattern": "^[0-9a-fA-F]{64}$"}
-    return [{"name": "id", "in": "path", "required": True, "schema": schema}]
+    return [
+        {"name": name, "in": "path", "required": True, "schema": schema}
+        for name, schema in _PATH_SCHEMAS.items()
+        if f"{{{name}}}" in endpoint.path
+    ]
 
 
 def _query_parameters(properties: Json) -> list[Json]:
@@ -176,7 +192,8 @@ def _good(endpoint: Endpoint) -> Json:
 def _errors(endpoint: Endpoint) -> Json:
     by_status: dict[int, list[ErrorCode]] = defaultdict(list)
     key_errors = () if isinstance(endpoint.scope, Open) else _KEY_ERRORS
-    for code in dict.fromkeys((*_COMMON_ERRORS, *key_errors, *endpoint.errors)):
+    body_errors = () if endpoint.body is None else _BODY_ERRORS
+    for code in dict.fromkeys((*_COMMON_ERRORS, *key_errors, *body_errors, *endpoint.errors)):
         by_status[code.status].append(code)
     answers: Json = {
         str(status): {

@@ -39,9 +39,11 @@ class ErrorCode(StrEnum):
     ROUTE_NOT_FOUND = "ROUTE_NOT_FOUND"
     IMAGE_NOT_FOUND = "IMAGE_NOT_FOUND"
     CONTENT_NOT_FOUND = "CONTENT_NOT_FOUND"
+    JOB_NOT_FOUND = "JOB_NOT_FOUND"
     METHOD_NOT_ALLOWED = "METHOD_NOT_ALLOWED"
     BODY_TIMEOUT = "BODY_TIMEOUT"
     IMAGE_NOT_INDEXED = "IMAGE_NOT_INDEXED"
+    MODEL_CHANGE_REFUSED = "MODEL_CHANGE_REFUSED"
     CURSOR_EXPIRED = "CURSOR_EXPIRED"
     BODY_TOO_LARGE = "BODY_TOO_LARGE"
     UNSUPPORTED_MEDIA_TYPE = "UNSUPPORTED_MEDIA_TYPE"
@@ -81,9 +83,11 @@ _STATUS = {
     ErrorCode.ROUTE_NOT_FOUND: 404,
     ErrorCode.IMAGE_NOT_FOUND: 404,
     ErrorCode.CONTENT_NOT_FOUND: 404,
+    ErrorCode.JOB_NOT_FOUND: 404,
     ErrorCode.METHOD_NOT_ALLOWED: 405,
     ErrorCode.BODY_TIMEOUT: 408,
     ErrorCode.IMAGE_NOT_INDEXED: 409,
+    ErrorCode.MODEL_CHANGE_REFUSED: 409,
     ErrorCode.CURSOR_EXPIRED: 410,
     ErrorCode.BODY_TOO_LARGE: 413,
     ErrorCode.UNSUPPORTED_MEDIA_TYPE: 415,
@@ -145,13 +149,13 @@ WaitFor = Annotated[
 ]
 
 
-class _Parameters(BaseModel):
+class Parameters(BaseModel):
     """Names that are not known are refused: a misspelt filter must not turn into no filter."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class _Narrowed(_Parameters):
+class _Narrowed(Parameters):
     bucket: BucketName | None = Field(None, description="Only this bucket.")
     prefix: Prefix = Field("", description="Only keys that start with this, compared byte by byte.")
 
@@ -169,7 +173,7 @@ FILTER_EXAMPLES: list[Any] = [
 ]
 
 
-class _Filtered(_Narrowed):
+class Filtered(_Narrowed):
     filter: Annotated[Json[FilterGroup], AfterValidator(within_bounds)] | None = Field(
         None, description="Only what this matches, besides `bucket` and `prefix`.", examples=FILTER_EXAMPLES
     )
@@ -179,7 +183,7 @@ class _Filtered(_Narrowed):
         return Filter(self.bucket, self.prefix, self.filter)
 
 
-class SimilarParameters(_Filtered):
+class SimilarParameters(Filtered):
     limit: Limit | None = Field(None, description="Most hits; the service's default when absent.")
     min_score: float | None = Field(
         None, ge=-100, le=100, allow_inf_nan=False, description="Only hits with this score or more."
@@ -190,11 +194,11 @@ class SearchParameters(SimilarParameters):
     wait_for: WaitFor | None = None
 
 
-class ImageParameters(_Parameters):
+class ImageParameters(Parameters):
     wait_for: WaitFor | None = None
 
 
-class ListParameters(_Filtered):
+class ListParameters(Filtered):
     limit: Limit | None = Field(None, description="Most entries of a page; the service's default when absent.")
     state: RowState | None = Field(None, description="Only objects in this state.")
     cursor: str | None = Field(None, max_length=4096, description="`next` of the page before.")

@@ -57,9 +57,11 @@ KEPT_STATES = frozenset(ModelState) - {ModelState.DROPPED}
 
 
 class JobKind(StrEnum):
-    """The bridge works on scans, the workers on models."""
+    """The bridge works on the first three, the workers on models."""
 
     SCAN = "scan"
+    RETRY = "retry"
+    VERIFY = "verify"
     REINDEX = "reindex"
     COMPARE = "compare"
     ACTIVATE = "activate"

@@ -105,6 +105,7 @@ class SqlImages(SqlPart):
         prefix: str = "",
         where: FilterGroup | None = None,
         states: Collection[RowState] | None = None,
+        reason: str | None = None,
         after: ObjectRef | None = None,
         limit: int = 1000,
     ) -> list[ImageRow]:
@@ -113,6 +114,8 @@ class SqlImages(SqlPart):
             query = query.where(in_group(where))
         if states is not None:
             query = query.where(images.c.state.in_([state.value for state in states]))
+        if reason is not None:
+            query = query.where(images.c.reason == reason)
         if after is not None:
             behind = and_(images.c.bucket == after.bucket, images.c.object_key > key_bytes(after.key))
             # The first comparison says nothing new, but it is the one that an index is entered with.
@@ -124,6 +127,15 @@ class SqlImages(SqlPart):
 
         async def work(connection: AsyncConnection) -> dict[RowState, int]:
             return {RowState(row.state): row.number for row in await connection.execute(query)}
+
+        return await self._database.read(work)
+
+    async def failures_by_reason(self, *, bucket: str | None = None, prefix: str = "") -> dict[str, int]:
+        failed = and_(images.c.state == RowState.FAILED.value, in_place(bucket, prefix))
+        query = select(images.c.reason, func.count().label("number")).where(failed).group_by(images.c.reason)
+
+        async def work(connection: AsyncConnection) -> dict[str, int]:
+            return {row.reason: row.number for row in await connection.execute(query)}
 
         return await self._database.read(work)
 

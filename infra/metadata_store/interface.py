@@ -140,12 +140,16 @@ class MetadataStore(Protocol):
         prefix: str = "",
         where: FilterGroup | None = None,
         states: Collection[RowState] | None = None,
+        reason: str | None = None,
         after: ObjectRef | None = None,
         limit: int = 1000,
     ) -> list[ImageRow]:
         """Rows in the byte order of (bucket, key), behind `after`."""
 
     async def counts(self, *, bucket: str | None = None, prefix: str = "") -> dict[RowState, int]: ...
+
+    async def failures_by_reason(self, *, bucket: str | None = None, prefix: str = "") -> dict[str, int]:
+        """How many rows have failed for which reason."""
 
     async def unpublished(self, limit: int = 1000) -> list[ImageRow]:
         """Rows that still owe an outcome."""
@@ -194,6 +198,9 @@ class MetadataStore(Protocol):
         """False when this owner lost the lease: stop working on it."""
 
     async def unfinished_jobs(self, kind: str) -> list[Job]: ...
+
+    async def list_jobs(self, *, kinds: Collection[str] | None = None, limit: int = 100) -> list[Job]:
+        """The newest first."""
 
     # -- cursors -----------------------------------------------------------------------------------------------------
     async def cursor(self, name: str) -> Cursor | None: ...

@@ -89,18 +89,25 @@ class MemoryMetadataStore:
         prefix: str = "",
         where: FilterGroup | None = None,
         states: Collection[RowState] | None = None,
+        reason: str | None = None,
         after: ObjectRef | None = None,
         limit: int = 1000,
     ) -> list[ImageRow]:
         rows = [
             row
             for row in self._narrowed(Filter(bucket, prefix, where))
-            if (states is None or row.state in states) and (after is None or _place(row.ref) > _place(after))
+            if (states is None or row.state in states)
+            and (reason is None or row.reason == reason)
+            and (after is None or _place(row.ref) > _place(after))
         ]
         return sorted(rows, key=lambda row: _place(row.ref))[:limit]
 
     async def counts(self, *, bucket: str | None = None, prefix: str = "") -> dict[RowState, int]:
         return dict(Counter(row.state for row in self._narrowed(Filter(bucket, prefix))))
+
+    async def failures_by_reason(self, *, bucket: str | None = None, prefix: str = "") -> dict[str, int]:
+        failed = (row for row in self._narrowed(Filter(bucket, prefix)) if row.state is RowState.FAILED)
+        return dict(Counter(str(row.reason) for row in failed))
 
     async def unpublished(self, limit: int = 1000) -> list[ImageRow]:
         owing = [row for row in self._images.values() if not row.is_published]
@@ -186,6 +193,10 @@ class MemoryMetadataStore:
 
     async def unfinished_jobs(self, kind: str) -> list[Job]:
         return [job for job in self._unfinished() if job.kind == kind]
+
+    async def list_jobs(self, *, kinds: Collection[str] | None = None, limit: int = 100) -> list[Job]:
+        asked = [job for job in self._jobs.values() if kinds is None or job.kind in kinds]
+        return sorted(asked, key=lambda job: (job.created_at_us, job.job_id), reverse=True)[:limit]
 
     async def cursor(self, name: str) -> Cursor | None:
         return self._cursors.get(name)

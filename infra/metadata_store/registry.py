@@ -175,6 +175,16 @@ class SqlJobs(SqlPart):
 
         return await self._database.read(work)
 
+    async def list_jobs(self, *, kinds: Collection[str] | None = None, limit: int = 100) -> list[Job]:
+        query = select(jobs).order_by(jobs.c.created_at_us.desc(), jobs.c.job_id.desc()).limit(limit)
+        if kinds is not None:
+            query = query.where(jobs.c.kind.in_(kinds))
+
+        async def work(connection: AsyncConnection) -> list[Job]:
+            return [job_row(row) for row in await connection.execute(query)]
+
+        return await self._database.read(work)
+
 
 async def _replace_job(connection: AsyncConnection, job: Job) -> None:
     values = job_values(job)

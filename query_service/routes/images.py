@@ -50,13 +50,13 @@ async def list_images(request: web.Request) -> web.Response:
     )
     # One more than asked for tells whether there is a next page.
     following = page_cursor(rows[limit - 1].ref) if len(rows) > limit else None
-    return answer(ImagePage(images=[_image(row) for row in rows[:limit]], limit=limit, next=following))
+    return answer(ImagePage(images=[image_answer(row) for row in rows[:limit]], limit=limit, next=following))
 
 
 async def get_image(request: web.Request) -> web.Response:
     parameters = parse(ImageParameters, query_of(request))
     await wait_if_asked(request, parameters.wait_for)
-    return answer(_image(await row_of(request)))
+    return answer(image_answer(await row_of(request)))
 
 
 async def get_content(request: web.Request) -> web.StreamResponse:
@@ -106,7 +106,7 @@ def _content_headers(row: ImageRow) -> dict[str, str]:
     }
 
 
-def _image(row: ImageRow) -> Image:
+def image_answer(row: ImageRow) -> Image:
     return Image(
         id=row.object_id.hex(),
         bucket=row.ref.bucket,

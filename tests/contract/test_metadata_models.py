@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 
 from infra.metadata_store.interface import ImageRow, MetadataStore, ModelRow, RowWrite
+from schemas.events import ReasonCode
 from schemas.identity import ContentHash, ModelFingerprint, ObjectRef
-from schemas.tables import ModelState, RowState
-from tests.contract.test_metadata_store import database_url, model_of, store, stores  # noqa: F401
+from schemas.tables import JobKind, ModelState, RowState
+from tests.contract.test_metadata_store import Stores, database_url, model_of, store, stores  # noqa: F401
 
 A, B = ModelFingerprint("a" * 64), ModelFingerprint("b" * 64)
 
@@ -61,3 +62,29 @@ async def test_what_a_model_holds_is_counted_and_forgotten(store: MetadataStore)
     assert await store.forget_model(A) == 0
     assert await store.model_coverage(A) == (0, 3)
     assert await store.model_coverage(B) == (1, 3)
+
+
+async def test_failures_are_counted_and_listed_by_reason(store: MetadataStore) -> None:  # noqa: F811
+    rows = [
+        ImageRow(ObjectRef("images", "a/one"), RowState.FAILED, 1, 1, reason=ReasonCode.CORRUPT_IMAGE),
+        ImageRow(ObjectRef("images", "a/two"), RowState.FAILED, 1, 1, reason=ReasonCode.DECODE_TIMEOUT),
+        ImageRow(ObjectRef("images", "b/one"), RowState.FAILED, 1, 1, reason=ReasonCode.CORRUPT_IMAGE),
+        ImageRow(ObjectRef("images", "b/two"), RowState.IGNORED, 1, 1, reason=ReasonCode.DIRECTORY_MARKER),
+        ImageRow(ObjectRef("images", "c"), RowState.INDEXED, 1, 1, content_hash=ContentHash(b"1" * 32)),
+    ]
+    await store.write([RowWrite(row, 0, frozenset()) for row in rows])
+    assert await store.failures_by_reason() == {"CORRUPT_IMAGE": 2, "DECODE_TIMEOUT": 1}
+    assert await store.failures_by_reason(bucket="images", prefix="a/") == {"CORRUPT_IMAGE": 1, "DECODE_TIMEOUT": 1}
+    assert await store.failures_by_reason(bucket="elsewhere") == {}
+    found = await store.list_rows(states=[RowState.FAILED], reason=ReasonCode.CORRUPT_IMAGE)
+    assert [row.ref.key for row in found] == ["a/one", "b/one"]
+
+
+async def test_jobs_are_listed_newest_first(stores: Stores) -> None:  # noqa: F811
+    for kind in (JobKind.SCAN, JobKind.RETRY, JobKind.SCAN):
+        stores.clock.now_us += 1
+        await stores.store.add_job(kind, {"number": stores.clock.now_us})
+    whole = await stores.another().list_jobs()
+    assert [job.kind for job in whole] == ["scan", "retry", "scan"]
+    assert whole[0].created_at_us > whole[2].created_at_us
+    assert await stores.store.list_jobs(kinds=[JobKind.SCAN], limit=1) == [whole[0]]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -156,6 +157,49 @@ def test_a_scan_says_that_nothing_is_missing_and_verify_is_clean(deployment: Dep
     deployment.stack.run("scan")
     report = json.loads(deployment.stack.run("verify", "--json").stdout)
     assert report["clean"] is True
+
+
+def test_what_failed_is_listed_by_reason_and_tried_again(deployment: Deployment) -> None:
+    key = "failed/broken.jpg"
+    deployment.image(key, wait_for=deployment.put(key, jpeg(80)[:200]))
+    reason = deployment.image(key).json()["reason"]
+    asked = {"reason": reason, "prefix": "failed/"}
+    listed = requests.get(f"{deployment.stack.query_url}/v1/failures", params=asked, timeout=30).json()
+    assert [(failure["key"], failure["attempt"]) for failure in listed["failures"]] == [(key, 1)]
+    job = ask_for(deployment, "/v1/failures/retry", asked)
+    assert (job["state"], job["progress"]["written"]) == ("done", 1)
+    eventually(lambda: deployment.image(key).json()["attempt"] == 2)
+    token = deployment.delete(key)
+    assert deployment.image(key, wait_for=token).status_code == 404
+
+
+def test_a_scan_and_a_verification_are_asked_for_over_http(deployment: Deployment) -> None:
+    scan = ask_for(deployment, "/v1/scans", {"bucket": deployment.bucket})
+    assert (scan["state"], scan["progress"]["phase"]) == ("done", "done")
+    report = ask_for(deployment, "/v1/verifications", {})
+    assert (report["state"], report["progress"]["clean"], report["progress"]["findings"]) == ("done", True, {})
+
+
+def eventually(holds: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + WAIT_SECONDS
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def ask_for(deployment: Deployment, path: str, body: dict[str, object]) -> dict[str, Any]:
+    """The job as it ended."""
+    url = deployment.stack.query_url
+    answer = requests.post(f"{url}{path}", json=body, timeout=30)
+    assert answer.status_code == 202, answer.text
+    job: dict[str, Any] = {}
+
+    def ended() -> bool:
+        job.update(requests.get(f"{url}/v1/jobs/{answer.json()['job_id']}", timeout=30).json())
+        return job["state"] not in ("queued", "running")
+
+    eventually(ended)
+    return job
 
 
 def test_no_serving_process_holds_torch_and_all_fit_in_4_gib(deployment: Deployment) -> None:

@@ -19,9 +19,10 @@ from infra.vector_store.memory import MemoryVectorStore
 from ingest_bridge.backlog import Backlog
 from ingest_bridge.scan import Scan
 from ingest_bridge.scan_events import ScanEvents
-from ingest_bridge.scan_state import RemovalGuard, ScanArguments, ScanProgress
+from ingest_bridge.scan_state import RemovalGuard, ScanProgress
 from schemas.events import ObjectEvent, ReasonCode
 from schemas.identity import ContentHash, ModelFingerprint, ObjectRef, content_hash_of
+from schemas.jobs import ScanArguments
 from schemas.tables import ModelState, RowState
 from schemas.topics import ALL_TOPICS, OBJECTS, PROCESSOR_GROUP
 from schemas.vectors import VectorRow

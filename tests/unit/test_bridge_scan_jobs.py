@@ -9,13 +9,15 @@ from collections.abc import Callable, Sequence
 import pytest
 
 from infra.errors import StoreRefused, StoreUnavailable
+from infra.jobs import LEASE_SECONDS
 from infra.metadata_store.interface import Job
 from infra.metrics import SCANS
 from infra.object_store.memory import Operation
 from ingest_bridge.scan import Scan
-from ingest_bridge.scan_jobs import LEASE_SECONDS, SCAN_JOB, ScanSchedule, ScanWorker
-from ingest_bridge.scan_state import ScanArguments, ScanPhase, ScanProgress
+from ingest_bridge.scan_jobs import SCAN_JOB, ScanSchedule, ScanWorker
+from ingest_bridge.scan_state import ScanPhase, ScanProgress
 from schemas.events import ReasonCode
+from schemas.jobs import ScanArguments
 from schemas.tables import JobState
 from tests.unit.scan_world import BUCKET, SECOND_US, ScanWorld
 
@@ -94,8 +96,8 @@ async def test_without_a_job_there_is_nothing_to_do(world: JobWorld) -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ({"bucket": 5}, "bucket, prefix, allow_removal"),
-        ({"unknown": True}, "bucket, prefix, allow_removal"),
+        ({"bucket": 5}, "bucket: "),
+        ({"unknown": True}, "unknown: Extra inputs"),
         ({"bucket": "elsewhere"}, "not followed"),
     ],
     ids=str,
@@ -161,7 +163,7 @@ async def test_an_error_of_our_own_is_not_hidden(world: JobWorld) -> None:
     with pytest.raises(KeyError):
         await (await world.worker()).run_next()
     job = await world.job(job_id)
-    assert (job.state, job.message) == (JobState.FAILED, "internal error: the bridge's log has it")
+    assert (job.state, job.message) == (JobState.FAILED, "internal error: the log of the service has it")
 
 
 async def test_progress_and_lease_are_kept_up_while_it_runs(world: JobWorld) -> None:

@@ -14,9 +14,10 @@ from infra.object_store.interface import ObjectStat
 from infra.object_store.memory import MemoryObjectStore
 from infra.vector_store.interface import VectorEntry
 from infra.vector_store.memory import MemoryVectorStore
-from ingest_bridge.scan_state import ScanArguments, ScanProgress
+from ingest_bridge.scan_state import ScanProgress
 from ingest_bridge.vector_scan import PAGE
 from schemas.identity import ContentHash, ModelFingerprint, ObjectId, ObjectRef, content_hash_of
+from schemas.jobs import ScanArguments
 from schemas.tables import RowState
 from schemas.vectors import StoredVector
 from tests.unit.scan_world import BUCKET, MODEL, START_US, ScanWorld

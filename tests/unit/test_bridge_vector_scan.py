@@ -16,9 +16,10 @@ from infra.verify import verify_stores
 from ingest_bridge.backlog import Backlog
 from ingest_bridge.scan import Scan
 from ingest_bridge.scan_events import ScanEvents
-from ingest_bridge.scan_state import RemovalGuard, RemovalStopped, ScanArguments, ScanFailed, ScanProgress
+from ingest_bridge.scan_state import RemovalGuard, RemovalStopped, ScanFailed, ScanProgress
 from schemas.events import Cause, ObjectEvent, ReasonCode
 from schemas.identity import ObjectId, ObjectRef, content_hash_of
+from schemas.jobs import ScanArguments
 from schemas.tables import RowState
 from schemas.topics import OBJECTS
 from schemas.vectors import StoredVector, VectorRow

@@ -6,8 +6,9 @@ import asyncio
 
 import pytest
 
+from infra.model_table import ModelChangeRefused, find_model, roll_back
 from infra.verify import Report, verify_stores
-from processors.model_changes import ModelChangeRefused, ReindexProgress, activate, compare, drop, fill, find_model, roll_back
+from processors.model_changes import ReindexProgress, activate, compare, drop, fill
 from schemas.events import Cause
 from schemas.identity import ModelFingerprint, ObjectRef, content_hash_of
 from schemas.tables import JobState, ModelState
