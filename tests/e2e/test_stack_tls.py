@@ -269,7 +269,8 @@ def test_a_service_changes_no_table(encrypted: Encrypted, service: str) -> None:
     statements = ["DROP TABLE images", "CREATE TABLE more (a INT)", "ALTER TABLE images ADD a INT", "CREATE USER x"]
     statements += ["SELECT * FROM mysql.user"]
     if service == "query":
-        statements += ["DELETE FROM images", "UPDATE images SET width = 1", "INSERT INTO jobs (job_id) VALUES ('x')"]
+        statements += ["DELETE FROM images", "UPDATE images SET width = 1", "INSERT INTO cursors (name) VALUES ('x')"]
+        statements += ["UPDATE jobs SET state = 'done'", "DELETE FROM jobs", "DELETE FROM models", "DELETE FROM api_keys"]
     url = make_url(encrypted.settings[service].database_url.get_secret_value())
     engine = sqlalchemy.create_engine(
         url.set(drivername="mysql+pymysql", query={}), connect_args={"ssl": {"ca": url.query["ssl_ca"]}}
