@@ -37,13 +37,14 @@ from query_service.keys import (
     SETTINGS,
     SETTLING,
     STOPPING,
+    UPLOADS,
     VECTORS,
 )
 from query_service.middlewares import add_safe_headers, observe, translate_errors
 from query_service.openapi import document
 from query_service.recent import RecentVectors
 from query_service.resources import REAL, Resources
-from query_service.routes import events, images, operations, page, search
+from query_service.routes import changes, events, images, operations, page, search
 from query_service.search import Searcher
 from query_service.settled import Settling
 from schemas.topics import PROCESSOR_GROUP
@@ -54,7 +55,14 @@ START_PATIENCE_SECONDS = 60.0
 MODELS_POLL_SECONDS = 0.5
 """Time between looks at the table of models: how late a change of model is seen here."""
 
-ENDPOINTS = (*page.ENDPOINTS, *search.ENDPOINTS, *images.ENDPOINTS, *events.ENDPOINTS, *operations.ENDPOINTS)
+ENDPOINTS = (
+    *page.ENDPOINTS,
+    *search.ENDPOINTS,
+    *images.ENDPOINTS,
+    *changes.ENDPOINTS,
+    *events.ENDPOINTS,
+    *operations.ENDPOINTS,
+)
 
 Context = Callable[[web.Application], AsyncIterator[None]]
 
@@ -79,6 +87,7 @@ def init_app(settings: QuerySettings, resources: Resources = REAL) -> web.Applic
         at_once=settings.queries_at_once, waiting=settings.queries_waiting, bytes_at_once=settings.body_bytes_at_once
     )
     app[CONTENTS] = Admission(at_once=settings.contents_at_once, waiting=settings.contents_waiting)
+    app[UPLOADS] = Admission(at_once=settings.uploads_at_once, waiting=settings.uploads_waiting)
     app.on_response_prepare.append(add_safe_headers)
     app.on_shutdown.append(_end_streams)
     app.cleanup_ctx.extend(
@@ -92,7 +101,7 @@ def init_app(settings: QuerySettings, resources: Resources = REAL) -> web.Applic
         ]
     )
     for endpoint in ENDPOINTS:
-        app.router.add_route(endpoint.method, endpoint.path, endpoint.handler)
+        app.router.add_route(endpoint.method, endpoint.route, endpoint.handler)
     return app
 
 

@@ -23,7 +23,7 @@ JSON = "application/json"
 class Endpoint:
     """`path` in aiohttp's and OpenAPI's common form: `/v1/images/{id}`.
 
-    `answer` is the model of the 200 answer, or its media type. `errors` are the codes beside those that every route can
+    `answer` is the model of the good answer, or its media type. `errors` are the codes beside those that every route can
     answer with.
     """
 
@@ -36,6 +36,13 @@ class Endpoint:
     headers: Mapping[str, str] = field(default_factory=dict)
     errors: tuple[ErrorCode, ...] = ()
     takes_picture: bool = False
+    takes_bytes: bool = False
+    good_status: int = 200
+
+    @property
+    def route(self) -> str:
+        """The path as the router takes it: a key has slashes of its own."""
+        return self.path.replace("{key}", r"{key:[\s\S]+}")
 
 
 def parse(model: type[Parameters], values: Mapping[str, str]) -> Parameters:

@@ -33,5 +33,6 @@ FRESHNESS = web.AppKey("freshness", FreshnessFollower)
 CHECKS = web.AppKey("checks", Mapping[str, Check])
 SEARCHES = web.AppKey("searches", Admission)
 CONTENTS = web.AppKey("contents", Admission)
+UPLOADS = web.AppKey("uploads", Admission)
 STOPPING = web.AppKey("stopping", asyncio.Event)
 """Set when the service begins to stop: streams that would never end by themselves end then."""

@@ -20,6 +20,12 @@ from schemas.filter import FilterGroup
 _REFERENCE = "#/components/schemas/{model}"
 _COMMON_ERRORS = (ErrorCode.INVALID_REQUEST, ErrorCode.INTERNAL_ERROR)
 _BINARY = {"type": "string", "format": "binary"}
+_BYTES = {media_type: {"schema": _BINARY} for media_type in ("image/*", "application/octet-stream")}
+_PATH_SCHEMAS = {
+    "id": {"type": "string", "pattern": "^[0-9a-fA-F]{64}$"},
+    "bucket": {"type": "string", "minLength": 3, "maxLength": 63},
+    "key": {"type": "string", "minLength": 1, "maxLength": 1024},
+}
 
 Json = dict[str, Any]
 
@@ -64,18 +70,21 @@ def _operation(endpoint: Endpoint, largest_limit: int) -> Json:
         "operationId": endpoint.handler.__name__,
         "summary": endpoint.summary,
         "parameters": [*_path_parameters(endpoint), *_query_parameters(properties), *_header_parameters(endpoint)],
-        "responses": {"200": _good(endpoint), **_errors(endpoint)},
+        "responses": {str(endpoint.good_status): _good(endpoint), **_errors(endpoint)},
     }
     if endpoint.takes_picture:
         operation["requestBody"] = _picture_body(properties)
+    elif endpoint.takes_bytes:
+        operation["requestBody"] = {"required": True, "content": _BYTES}
     return operation
 
 
 def _path_parameters(endpoint: Endpoint) -> list[Json]:
-    if "{id}" not in endpoint.path:
-        return []
-    schema = {"type": "string", "pattern": "^[0-9a-fA-F]{64}$"}
-    return [{"name": "id", "in": "path", "required": True, "schema": schema}]
+    return [
+        {"name": name, "in": "path", "required": True, "schema": schema}
+        for name, schema in _PATH_SCHEMAS.items()
+        if f"{{{name}}}" in endpoint.path
+    ]
 
 
 def _query_parameters(properties: Json) -> list[Json]:
@@ -151,8 +160,7 @@ def _picture_body(properties: Json) -> Json:
         "required": True,
         "content": {
             "multipart/form-data": {"schema": form, "encoding": encoding},
-            "image/*": {"schema": _BINARY},
-            "application/octet-stream": {"schema": _BINARY},
+            **_BYTES,
         },
     }
 

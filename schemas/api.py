@@ -32,15 +32,19 @@ class ErrorCode(StrEnum):
     INVALID_CURSOR = "INVALID_CURSOR"
     INVALID_WAIT_FOR = "INVALID_WAIT_FOR"
     INVALID_FILTER = "INVALID_FILTER"
+    INVALID_KEY = "INVALID_KEY"
     INVALID_BODY = "INVALID_BODY"
     MISSING_IMAGE = "MISSING_IMAGE"
     ROUTE_NOT_FOUND = "ROUTE_NOT_FOUND"
     IMAGE_NOT_FOUND = "IMAGE_NOT_FOUND"
     CONTENT_NOT_FOUND = "CONTENT_NOT_FOUND"
+    BUCKET_NOT_FOLLOWED = "BUCKET_NOT_FOLLOWED"
     METHOD_NOT_ALLOWED = "METHOD_NOT_ALLOWED"
     BODY_TIMEOUT = "BODY_TIMEOUT"
     IMAGE_NOT_INDEXED = "IMAGE_NOT_INDEXED"
     CURSOR_EXPIRED = "CURSOR_EXPIRED"
+    LENGTH_REQUIRED = "LENGTH_REQUIRED"
+    PRECONDITION_FAILED = "PRECONDITION_FAILED"
     BODY_TOO_LARGE = "BODY_TOO_LARGE"
     UNSUPPORTED_MEDIA_TYPE = "UNSUPPORTED_MEDIA_TYPE"
     UNSUPPORTED_CONTENT_ENCODING = "UNSUPPORTED_CONTENT_ENCODING"
@@ -72,15 +76,19 @@ _STATUS = {
     ErrorCode.INVALID_CURSOR: 400,
     ErrorCode.INVALID_WAIT_FOR: 400,
     ErrorCode.INVALID_FILTER: 400,
+    ErrorCode.INVALID_KEY: 400,
     ErrorCode.INVALID_BODY: 400,
     ErrorCode.MISSING_IMAGE: 400,
     ErrorCode.ROUTE_NOT_FOUND: 404,
     ErrorCode.IMAGE_NOT_FOUND: 404,
     ErrorCode.CONTENT_NOT_FOUND: 404,
+    ErrorCode.BUCKET_NOT_FOLLOWED: 404,
     ErrorCode.METHOD_NOT_ALLOWED: 405,
     ErrorCode.BODY_TIMEOUT: 408,
     ErrorCode.IMAGE_NOT_INDEXED: 409,
     ErrorCode.CURSOR_EXPIRED: 410,
+    ErrorCode.LENGTH_REQUIRED: 411,
+    ErrorCode.PRECONDITION_FAILED: 412,
     ErrorCode.BODY_TOO_LARGE: 413,
     ErrorCode.UNSUPPORTED_MEDIA_TYPE: 415,
     ErrorCode.UNSUPPORTED_CONTENT_ENCODING: 415,
@@ -268,6 +276,16 @@ class Image(BaseModel):
     generation: int
     attempt: int
     url: str
+
+
+class Accepted(BaseModel):
+    """A change that is in the bucket, and on its way to the index."""
+
+    id: Hex64
+    bucket: str
+    key: str
+    etag: str | None = Field(description="Of what was put; null for what was deleted.")
+    wait_for: str = Field(description="What a search or GET /v1/images/{id} waits for with its parameter `wait_for`.")
 
 
 class ImagePage(BaseModel):

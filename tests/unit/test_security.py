@@ -194,12 +194,14 @@ def actions(user: str) -> dict[str, set[str]]:
 
 
 @pytest.mark.parametrize("service", policies.SERVICES)
-def test_who_reads_objects_may_list_them_and_writes_only_the_canary(service: str) -> None:
-    """Without ListBucket a missing key answers 403, and nothing is ever removed."""
+def test_who_reads_objects_may_list_them_and_only_the_query_service_and_the_canary_write(service: str) -> None:
+    """Without ListBucket a missing key answers 403, and nothing is ever removed from the index."""
     bucket, objects = "arn:aws:s3:::images", "arn:aws:s3:::images/*"
     found = actions(service)
     assert "s3:ListBucket" in found[bucket]
-    assert found.get(objects, set()) <= {"s3:GetObject"}
+    changes = {"s3:PutObject", "s3:DeleteObject"} if service == "query" else set()
+    assert found.get(objects, set()) <= {"s3:GetObject", *changes}
+    assert changes <= found.get(objects, set())
     assert ("s3:CreateBucket" in found[bucket]) == (service == "upgrade")
     canary = {f"arn:aws:s3:::images/{RESERVED_PREFIX}*"} if service == "bridge" else set()
     assert set(found) - {bucket, objects} == canary
