@@ -7,7 +7,7 @@ import re
 from infra.errors import ImageRejected, StoreRefused
 from schemas.events import ReasonCode
 from schemas.filter import LARGEST_KEY_BYTES
-from schemas.identity import ObjectRef
+from schemas.identity import RESERVED_PREFIX, ObjectRef
 
 _BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
 _IPV4 = re.compile(r"\d{1,3}(\.\d{1,3}){3}")
@@ -51,6 +51,8 @@ def check_new_key(key: str) -> None:
         raise ImageRejected(ReasonCode.OBJECT_UNREADABLE, f"the key is longer than {LARGEST_KEY_BYTES} bytes")
     if any(len(segment.encode("utf-8", "surrogatepass")) > LARGEST_SEGMENT_BYTES for segment in key.split("/")):
         raise ImageRejected(ReasonCode.OBJECT_UNREADABLE, f"a segment of the key is longer than {LARGEST_SEGMENT_BYTES} bytes")
+    if key.startswith(RESERVED_PREFIX):
+        raise ImageRejected(ReasonCode.OBJECT_UNREADABLE, f"keys that begin with {RESERVED_PREFIX} are the engine's own")
     if "\\" in key or "//" in f"/{key}/" or any(ord(letter) < 32 or ord(letter) == 127 for letter in key):
         raise ImageRejected(
             ReasonCode.OBJECT_UNREADABLE,

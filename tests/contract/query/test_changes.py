@@ -59,7 +59,20 @@ async def test_conditions(world: QueryWorld, client: Client) -> None:
 
 
 @pytest.mark.parametrize(
-    "path", ["a%5Cb", "a//b", "/a", "a/", "a/%2E%2E/b", "a%00b", "a%0Ab", "%20", "x" * 256, "/".join(["k" * 204] * 6)]
+    "path",
+    [
+        "a%5Cb",
+        "a//b",
+        "/a",
+        "a/",
+        "a/%2E%2E/b",
+        "a%00b",
+        "a%0Ab",
+        "%20",
+        "x" * 256,
+        ".image-search/a",
+        "/".join(["k" * 204] * 6),
+    ],
 )
 async def test_keys_that_are_not_made(world: QueryWorld, client: Client, path: str) -> None:
     url = URL(f"{client.make_url('/v1/images')}/{BUCKET}/{path}", encoded=True)
