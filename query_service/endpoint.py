@@ -17,6 +17,7 @@ Parameters = TypeVar("Parameters", bound=BaseModel)
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 JSON = "application/json"
+MERGE_PATCH = "application/merge-patch+json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +38,7 @@ class Endpoint:
     errors: tuple[ErrorCode, ...] = ()
     takes_picture: bool = False
     takes_bytes: bool = False
+    takes_patch: bool = False
     good_status: int = 200
 
     @property

@@ -11,7 +11,7 @@ from typing import Any, Literal
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
-from query_service.endpoint import JSON, Endpoint
+from query_service.endpoint import JSON, MERGE_PATCH, Endpoint
 from query_service.upload import FILE_FIELDS
 from schemas.api import ErrorAnswer, ErrorCode, Readiness
 from schemas.events import OutcomeEvent
@@ -76,6 +76,8 @@ def _operation(endpoint: Endpoint, largest_limit: int) -> Json:
         operation["requestBody"] = _picture_body(properties)
     elif endpoint.takes_bytes:
         operation["requestBody"] = {"required": True, "content": _BYTES}
+    elif endpoint.takes_patch:
+        operation["requestBody"] = {"required": True, "content": {MERGE_PATCH: {"schema": {"type": "object"}}}}
     return operation
 
 

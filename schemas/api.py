@@ -33,6 +33,7 @@ class ErrorCode(StrEnum):
     INVALID_WAIT_FOR = "INVALID_WAIT_FOR"
     INVALID_FILTER = "INVALID_FILTER"
     INVALID_KEY = "INVALID_KEY"
+    INVALID_METADATA = "INVALID_METADATA"
     INVALID_BODY = "INVALID_BODY"
     MISSING_IMAGE = "MISSING_IMAGE"
     ROUTE_NOT_FOUND = "ROUTE_NOT_FOUND"
@@ -77,6 +78,7 @@ _STATUS = {
     ErrorCode.INVALID_WAIT_FOR: 400,
     ErrorCode.INVALID_FILTER: 400,
     ErrorCode.INVALID_KEY: 400,
+    ErrorCode.INVALID_METADATA: 400,
     ErrorCode.INVALID_BODY: 400,
     ErrorCode.MISSING_IMAGE: 400,
     ErrorCode.ROUTE_NOT_FOUND: 404,
@@ -276,6 +278,12 @@ class Image(BaseModel):
     generation: int
     attempt: int
     url: str
+    metadata: dict[str, Any] | None = Field(None, description="What people say of it; null in a list.")
+
+
+class MetadataAnswer(BaseModel):
+    id: Hex64
+    metadata: dict[str, Any] = Field(description="The whole, with the patch in it.")
 
 
 class Accepted(BaseModel):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -25,6 +26,7 @@ from infra.metadata_store.rules import (
 )
 from schemas.filter import Filter, FilterGroup
 from schemas.identity import ContentHash, ModelFingerprint, ObjectId, ObjectRef
+from schemas.metadata import Metadata, merged, written
 from schemas.tables import JobState, ModelState, RowState, log_cursor_name
 
 
@@ -39,6 +41,7 @@ class MemoryMetadataStore:
         self._jobs: dict[str, Job] = {}
         self._cursors: dict[str, Cursor] = {}
         self._buckets: set[str] = set()
+        self._own_metadata: dict[ObjectId, str] = {}
 
     async def rows(self, ids: Collection[ObjectId]) -> dict[ObjectId, ImageRow]:
         return {object_id: self._images[object_id] for object_id in ids if object_id in self._images}
@@ -115,6 +118,7 @@ class MemoryMetadataStore:
         for row in purged:
             del self._images[row.object_id]
             self._image_models.pop(row.object_id, None)
+            self._own_metadata.pop(row.object_id, None)
         return len(purged)
 
     async def models(self, states: Collection[ModelState] | None = None) -> list[ModelRow]:
@@ -204,6 +208,14 @@ class MemoryMetadataStore:
         known = bucket in self._buckets
         self._buckets.discard(bucket)
         return known
+
+    async def own_metadata(self, ids: Collection[ObjectId]) -> dict[ObjectId, Metadata]:
+        return {object_id: json.loads(self._own_metadata[object_id]) for object_id in ids if object_id in self._own_metadata}
+
+    async def patch_own_metadata(self, object_id: ObjectId, patch: Mapping[str, Any]) -> Metadata:
+        document = merged(json.loads(self._own_metadata.get(object_id, "{}")), patch)
+        self._own_metadata[object_id] = written(document)
+        return document
 
     async def check(self) -> None:
         pass

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from contextlib import aclosing
 
 import structlog
@@ -11,13 +12,14 @@ from infra.errors import ImageRejected
 from infra.followed_buckets import followed_buckets
 from infra.object_store.interface import Over
 from infra.object_store.names import check_new_key, check_place
-from query_service.endpoint import Endpoint, answer
+from query_service.endpoint import JSON, MERGE_PATCH, Endpoint, answer
 from query_service.errors import RequestRefused
 from query_service.keys import METADATA, OBJECTS, SETTINGS, UPLOADS
 from query_service.request import row_of
 from query_service.upload import body_chunks, check_raw
-from schemas.api import Accepted, ErrorCode, WaitToken
+from schemas.api import Accepted, ErrorCode, MetadataAnswer, WaitToken
 from schemas.identity import ObjectRef
+from schemas.metadata import LARGEST_METADATA_BYTES, Metadata, written
 
 # Kept as they were sent. Any other is stored as bytes of no kind: a bucket may be read by browsers, and an SVG runs scripts.
 _KEPT_TYPES = frozenset(
@@ -61,6 +63,40 @@ async def delete_image(request: web.Request) -> web.Response:
     ref = (await row_of(request)).ref
     await _check_followed(request, ref.bucket)
     return await _deleted(request, ref)
+
+
+async def patch_metadata(request: web.Request) -> web.Response:
+    row = await row_of(request)
+    patch = await _patch(request)
+    try:
+        whole = await request.app[METADATA].patch_own_metadata(row.object_id, patch)
+    except ValueError as error:
+        raise RequestRefused(ErrorCode.INVALID_METADATA, f"{error}.") from None
+    log.info("metadata_changed", bucket=row.ref.bucket, key=row.ref.key)
+    return answer(MetadataAnswer(id=row.object_id.hex(), metadata=whole))
+
+
+async def _patch(request: web.Request) -> Metadata:
+    """Raises RequestRefused: UNSUPPORTED_MEDIA_TYPE, BODY_TOO_LARGE, BODY_TIMEOUT, INVALID_BODY."""
+    if request.content_type not in (MERGE_PATCH, JSON):
+        raise RequestRefused(
+            ErrorCode.UNSUPPORTED_MEDIA_TYPE, "Send a JSON merge patch.", details={"accepted": [MERGE_PATCH, JSON]}
+        )
+    body = bytearray()
+    async for chunk in body_chunks(request, timeout_seconds=request.app[SETTINGS].body_timeout_seconds):
+        body += chunk
+        if len(body) > 2 * LARGEST_METADATA_BYTES:
+            raise RequestRefused(
+                ErrorCode.BODY_TOO_LARGE, "The patch is too long.", details={"max_bytes": 2 * LARGEST_METADATA_BYTES}
+            )
+    try:
+        patch = json.loads(body)
+        written(patch if isinstance(patch, dict) else {})
+    except (ValueError, RecursionError):
+        patch = None
+    if not isinstance(patch, dict):
+        raise RequestRefused(ErrorCode.INVALID_BODY, "The body is no JSON object that metadata can be.")
+    return patch
 
 
 async def _deleted(request: web.Request, ref: ObjectRef) -> web.Response:
@@ -128,6 +164,24 @@ _CHANGE_ERRORS = (
 )
 
 ENDPOINTS = (
+    Endpoint(
+        "PATCH",
+        "/v1/images/{id}",
+        patch_metadata,
+        "Change what is said of an image, by a JSON merge patch (RFC 7396)",
+        MetadataAnswer,
+        errors=(
+            ErrorCode.INVALID_ID,
+            ErrorCode.IMAGE_NOT_FOUND,
+            ErrorCode.INVALID_BODY,
+            ErrorCode.INVALID_METADATA,
+            ErrorCode.BODY_TIMEOUT,
+            ErrorCode.BODY_TOO_LARGE,
+            ErrorCode.UNSUPPORTED_MEDIA_TYPE,
+            ErrorCode.STORE_UNAVAILABLE,
+        ),
+        takes_patch=True,
+    ),
     Endpoint(
         "PUT",
         "/v1/images/{bucket}/{key}",

@@ -175,3 +175,21 @@ async def test_deleting_by_id_and_by_key(world: QueryWorld, client: Client) -> N
     await refused(await client.delete(f"/v1/images/{'0' * 64}"), ErrorCode.IMAGE_NOT_FOUND)
     await refused(await client.delete("/v1/images/xyz"), ErrorCode.INVALID_ID)
     await refused(await client.delete(URL(f"/v1/images/{BUCKET}/a/%2E%2E/b", encoded=True)), ErrorCode.INVALID_KEY)
+
+
+async def test_metadata_is_merged_and_shown(world: QueryWorld, client: Client) -> None:
+    row = await world.put("a.jpg", 1)
+    path = f"/v1/images/{row.object_id.hex()}"
+    assert (await (await client.get(path)).json())["metadata"] == {}
+    for patch in ({"a": {"b": 1, "c": 2}}, {"a": {"b": None}, "d": "日"}):
+        response = await client.patch(path, json=patch, headers={"Content-Type": "application/merge-patch+json"})
+        assert response.status == 200
+    assert (await (await client.get(path)).json())["metadata"] == {"a": {"c": 2}, "d": "日"}
+    for body in (b"[1]", b"{", b'{"a": NaN}', b"[" * 20_000, b"\xff"):
+        headers = {"Content-Type": "application/json"}
+        await refused(await client.patch(path, data=body, headers=headers), ErrorCode.INVALID_BODY)
+    await refused(await client.patch(path, json={"x": "y" * 16_000, "z": "y" * 100_000}), ErrorCode.BODY_TOO_LARGE)
+    await refused(await client.patch(path, data=b"{}"), ErrorCode.UNSUPPORTED_MEDIA_TYPE)
+    assert (await client.patch(path, json={"x": "z" * 9_000})).status == 200
+    await refused(await client.patch(path, json={"y": "z" * 9_000}), ErrorCode.INVALID_METADATA)
+    await refused(await client.patch(f"/v1/images/{'0' * 64}", json={}), ErrorCode.IMAGE_NOT_FOUND)
