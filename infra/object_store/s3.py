@@ -146,6 +146,9 @@ class S3ObjectStore:
                 url = await self._client.get_presigned_url("PUT", ref.bucket, ref.key, expires=SIGNED_FOR)
                 async with self._session.put(yarl.URL(url, encoded=True), data=source.chunks(), headers=headers) as response:
                     return await etag_of_answer(response)
+        except ObjectGone:
+            # MinIO's words for If-Match where nothing is: it went away after we looked.
+            raise ObjectChanged("there is no object at this key any more") from None
         except ImageSearchError:
             # That the connection broke is what the library says of a sender that stopped.
             if source.failure is not None:
