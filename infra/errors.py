@@ -44,6 +44,10 @@ class ObjectGone(PermanentError):
     """There is no object at this key: NoSuchKey or a delete marker, nothing else."""
 
 
+class ObjectChanged(PermanentError):
+    """What is at this key now is not what the writer made its write depend on."""
+
+
 class ImageRejected(PermanentError):
     """The bytes are no picture that we index. `reason` is stable, the message is for people."""
 

@@ -41,13 +41,14 @@ from query_service.keys import (
     SETTINGS,
     SETTLING,
     STOPPING,
+    UPLOADS,
     VECTORS,
 )
 from query_service.middlewares import add_safe_headers, observe, translate_errors
 from query_service.openapi import document
 from query_service.recent import RecentVectors
 from query_service.resources import REAL, Resources
-from query_service.routes import events, failures, images, jobs, operations, page, search
+from query_service.routes import changes, events, failures, images, jobs, operations, page, search
 from query_service.search import Searcher
 from query_service.settled import Settling
 from schemas.topics import PROCESSOR_GROUP
@@ -62,6 +63,7 @@ ENDPOINTS = (
     *page.ENDPOINTS,
     *search.ENDPOINTS,
     *images.ENDPOINTS,
+    *changes.ENDPOINTS,
     *events.ENDPOINTS,
     *failures.ENDPOINTS,
     *jobs.ENDPOINTS,
@@ -92,6 +94,7 @@ def init_app(settings: QuerySettings, resources: Resources = REAL) -> web.Applic
         at_once=settings.queries_at_once, waiting=settings.queries_waiting, bytes_at_once=settings.body_bytes_at_once
     )
     app[CONTENTS] = Admission(at_once=settings.contents_at_once, waiting=settings.contents_waiting)
+    app[UPLOADS] = Admission(at_once=settings.uploads_at_once, waiting=settings.uploads_waiting)
     app.on_response_prepare.append(add_safe_headers)
     app.on_response_prepare.append(allow_origins)
     app.on_shutdown.append(_end_streams)
@@ -107,7 +110,7 @@ def init_app(settings: QuerySettings, resources: Resources = REAL) -> web.Applic
         ]
     )
     for endpoint in ENDPOINTS:
-        app.router.add_route(endpoint.method, endpoint.path, endpoint.handler)
+        app.router.add_route(endpoint.method, endpoint.route, endpoint.handler)
     return app
 
 

@@ -18,6 +18,7 @@ Parameters = TypeVar("Parameters", bound=BaseModel)
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 JSON = "application/json"
+MERGE_PATCH = "application/merge-patch+json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +40,14 @@ class Endpoint:
     errors: tuple[ErrorCode, ...] = ()
     takes_picture: bool = False
     body: type[BaseModel] | None = None
+    takes_bytes: bool = False
+    takes_patch: bool = False
     good_status: int = 200
+
+    @property
+    def route(self) -> str:
+        """The path as the router takes it: a key has slashes of its own."""
+        return self.path.replace("{key}", r"{key:[\s\S]+}")
 
 
 def parse(model: type[Parameters], values: Mapping[str, str]) -> Parameters:

@@ -10,7 +10,7 @@ import structlog
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from infra.errors import ImageRejected, PermanentError, StoreRefused, StoreUnavailable
+from infra.errors import ImageRejected, ObjectChanged, PermanentError, StoreRefused, StoreUnavailable
 from schemas.api import ErrorAnswer, ErrorCode, ErrorDetail
 
 log = structlog.get_logger(__name__)
@@ -88,6 +88,10 @@ def refusal_of(error: Exception) -> RequestRefused:
     match error:
         case RequestRefused():
             return error
+        case ObjectChanged():
+            return RequestRefused(
+                ErrorCode.PRECONDITION_FAILED, "What is at this key is not what If-Match or If-None-Match asks for."
+            )
         case ImageRejected():
             return RequestRefused(ErrorCode(error.reason.value), str(error))
         case StoreUnavailable():

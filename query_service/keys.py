@@ -38,5 +38,6 @@ SCOPES = web.AppKey("scopes", Mapping[tuple[str, str], Scope | Open])
 KEY_RING = web.AppKey("key_ring", KeyRing)
 SEARCHES = web.AppKey("searches", Admission)
 CONTENTS = web.AppKey("contents", Admission)
+UPLOADS = web.AppKey("uploads", Admission)
 STOPPING = web.AppKey("stopping", asyncio.Event)
 """Set when the service begins to stop: streams that would never end by themselves end then."""

@@ -11,7 +11,7 @@ from typing import Any, Literal
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
-from query_service.endpoint import JSON, Endpoint
+from query_service.endpoint import JSON, MERGE_PATCH, Endpoint
 from query_service.guard import KEY_HEADER
 from query_service.upload import FILE_FIELDS
 from schemas.access import Open
@@ -34,9 +34,12 @@ _SECURITY_SCHEMES = {
     "header": {"type": "apiKey", "in": "header", "name": KEY_HEADER, "description": "The same key, in a header of its own."},
 }
 _BINARY = {"type": "string", "format": "binary"}
+_BYTES = {media_type: {"schema": _BINARY} for media_type in ("image/*", "application/octet-stream")}
 _PATH_SCHEMAS = {
     "id": {"type": "string", "pattern": "^[0-9a-fA-F]{64}$"},
     "job_id": {"type": "string", "maxLength": 36},
+    "bucket": {"type": "string", "minLength": 3, "maxLength": 63},
+    "key": {"type": "string", "minLength": 1, "maxLength": 1024},
 }
 
 Json = dict[str, Any]
@@ -92,6 +95,10 @@ def _operation(endpoint: Endpoint, largest_limit: int) -> Json:
         operation["requestBody"] = _picture_body(properties)
     elif endpoint.body is not None:
         operation["requestBody"] = {"required": True, "content": {JSON: {"schema": _reference(endpoint.body)}}}
+    elif endpoint.takes_bytes:
+        operation["requestBody"] = {"required": True, "content": _BYTES}
+    elif endpoint.takes_patch:
+        operation["requestBody"] = {"required": True, "content": {MERGE_PATCH: {"schema": {"type": "object"}}}}
     return operation
 
 
@@ -176,8 +183,7 @@ def _picture_body(properties: Json) -> Json:
         "required": True,
         "content": {
             "multipart/form-data": {"schema": form, "encoding": encoding},
-            "image/*": {"schema": _BINARY},
-            "application/octet-stream": {"schema": _BINARY},
+            **_BYTES,
         },
     }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field
 
 from aiohttp import BodyPartReader, hdrs, web
@@ -44,9 +45,36 @@ async def read_upload(request: web.Request, ticket: Ticket, *, max_bytes: int, t
                 return await _read_form(request, ticket, max_bytes)
             return Upload(await _read_raw(request, ticket, max_bytes))
     except TimeoutError:
-        raise RequestRefused(ErrorCode.BODY_TIMEOUT, f"The body did not arrive within {timeout_seconds:g} s.") from None
+        raise _too_slow(timeout_seconds) from None
     except (ValueError, AssertionError, HttpProcessingError, web.RequestPayloadError):
         raise RequestRefused(ErrorCode.INVALID_BODY, "The body is not well formed for its Content-Type.") from None
+
+
+async def body_chunks(request: web.Request, *, timeout_seconds: float) -> AsyncGenerator[bytes]:
+    """The raw body as it comes. Raises RequestRefused: BODY_TIMEOUT, INVALID_BODY."""
+    deadline = asyncio.get_running_loop().time() + timeout_seconds
+    while True:
+        try:
+            # Around each chunk, not around the loop: the time-out must not strike while another awaits in between.
+            async with asyncio.timeout_at(deadline):
+                chunk = await request.content.readany()
+        except TimeoutError:
+            raise _too_slow(timeout_seconds) from None
+        except (HttpProcessingError, web.RequestPayloadError):
+            raise RequestRefused(ErrorCode.INVALID_BODY, "The body broke off.") from None
+        if not chunk:
+            return
+        yield chunk
+
+
+def check_raw(request: web.Request, *, max_bytes: int) -> int:
+    """How long the raw body will be. Raises RequestRefused for one that is not taken, before any of it is read."""
+    _check_headers(request, False, max_bytes)
+    if request.content_length is None:
+        raise RequestRefused(ErrorCode.LENGTH_REQUIRED, "Send the picture with its Content-Length, not in chunks.")
+    if request.content_length == 0:
+        raise _missing()
+    return request.content_length
 
 
 def _check_headers(request: web.Request, is_form: bool, max_bytes: int) -> None:
@@ -122,6 +150,10 @@ def _too_large(max_bytes: int) -> RequestRefused:
     return RequestRefused(
         ErrorCode.BODY_TOO_LARGE, f"More than {max_bytes} bytes are not taken.", details={"max_bytes": max_bytes}
     )
+
+
+def _too_slow(timeout_seconds: float) -> RequestRefused:
+    return RequestRefused(ErrorCode.BODY_TIMEOUT, f"The body did not arrive within {timeout_seconds:g} s.")
 
 
 def _missing() -> RequestRefused:

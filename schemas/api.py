@@ -32,6 +32,8 @@ class ErrorCode(StrEnum):
     INVALID_CURSOR = "INVALID_CURSOR"
     INVALID_WAIT_FOR = "INVALID_WAIT_FOR"
     INVALID_FILTER = "INVALID_FILTER"
+    INVALID_KEY = "INVALID_KEY"
+    INVALID_METADATA = "INVALID_METADATA"
     INVALID_BODY = "INVALID_BODY"
     MISSING_IMAGE = "MISSING_IMAGE"
     UNAUTHORIZED = "UNAUTHORIZED"
@@ -40,11 +42,14 @@ class ErrorCode(StrEnum):
     IMAGE_NOT_FOUND = "IMAGE_NOT_FOUND"
     CONTENT_NOT_FOUND = "CONTENT_NOT_FOUND"
     JOB_NOT_FOUND = "JOB_NOT_FOUND"
+    BUCKET_NOT_FOLLOWED = "BUCKET_NOT_FOLLOWED"
     METHOD_NOT_ALLOWED = "METHOD_NOT_ALLOWED"
     BODY_TIMEOUT = "BODY_TIMEOUT"
     IMAGE_NOT_INDEXED = "IMAGE_NOT_INDEXED"
     MODEL_CHANGE_REFUSED = "MODEL_CHANGE_REFUSED"
     CURSOR_EXPIRED = "CURSOR_EXPIRED"
+    LENGTH_REQUIRED = "LENGTH_REQUIRED"
+    PRECONDITION_FAILED = "PRECONDITION_FAILED"
     BODY_TOO_LARGE = "BODY_TOO_LARGE"
     UNSUPPORTED_MEDIA_TYPE = "UNSUPPORTED_MEDIA_TYPE"
     UNSUPPORTED_CONTENT_ENCODING = "UNSUPPORTED_CONTENT_ENCODING"
@@ -76,6 +81,8 @@ _STATUS = {
     ErrorCode.INVALID_CURSOR: 400,
     ErrorCode.INVALID_WAIT_FOR: 400,
     ErrorCode.INVALID_FILTER: 400,
+    ErrorCode.INVALID_KEY: 400,
+    ErrorCode.INVALID_METADATA: 400,
     ErrorCode.INVALID_BODY: 400,
     ErrorCode.MISSING_IMAGE: 400,
     ErrorCode.UNAUTHORIZED: 401,
@@ -84,11 +91,14 @@ _STATUS = {
     ErrorCode.IMAGE_NOT_FOUND: 404,
     ErrorCode.CONTENT_NOT_FOUND: 404,
     ErrorCode.JOB_NOT_FOUND: 404,
+    ErrorCode.BUCKET_NOT_FOLLOWED: 404,
     ErrorCode.METHOD_NOT_ALLOWED: 405,
     ErrorCode.BODY_TIMEOUT: 408,
     ErrorCode.IMAGE_NOT_INDEXED: 409,
     ErrorCode.MODEL_CHANGE_REFUSED: 409,
     ErrorCode.CURSOR_EXPIRED: 410,
+    ErrorCode.LENGTH_REQUIRED: 411,
+    ErrorCode.PRECONDITION_FAILED: 412,
     ErrorCode.BODY_TOO_LARGE: 413,
     ErrorCode.UNSUPPORTED_MEDIA_TYPE: 415,
     ErrorCode.UNSUPPORTED_CONTENT_ENCODING: 415,
@@ -276,6 +286,22 @@ class Image(BaseModel):
     generation: int
     attempt: int
     url: str
+    metadata: dict[str, Any] | None = Field(None, description="What people say of it; null in a list.")
+
+
+class MetadataAnswer(BaseModel):
+    id: Hex64
+    metadata: dict[str, Any] = Field(description="The whole, with the patch in it.")
+
+
+class Accepted(BaseModel):
+    """A change that is in the bucket, and on its way to the index."""
+
+    id: Hex64
+    bucket: str
+    key: str
+    etag: str | None = Field(description="Of what was put; null for what was deleted.")
+    wait_for: str = Field(description="What a search or GET /v1/images/{id} waits for with its parameter `wait_for`.")
 
 
 class ImagePage(BaseModel):

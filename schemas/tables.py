@@ -190,6 +190,16 @@ api_keys = Table(
 )
 """Keys of the HTTP API. A revoked one stays, so that the audit log's ids keep their names."""
 
+image_metadata = Table(
+    "image_metadata",
+    metadata,
+    Column("object_id", _binary(32), primary_key=True),
+    Column("document", Text, nullable=False),  # a JSON object of 16 KB at most (schemas/metadata.py)
+    Column("updated_at_us", BigInteger, nullable=False),
+    **_OPTIONS,
+)
+"""What people say of an object. A table of its own: whatever is written to the object's row leaves it as it is."""
+
 
 def log_cursor_name(bucket: str) -> str:
     """Name of the cursor that tells how far the bridge has handed over a bucket's change log (nanoseconds since 1970)."""

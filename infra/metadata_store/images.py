@@ -16,7 +16,7 @@ from infra.metadata_store.rows import image_row, image_values, key_bytes
 from infra.metadata_store.rules import MOST_OF_ONE_CONTENT, as_stored, in_order, models_kept
 from schemas.filter import FilterGroup
 from schemas.identity import ContentHash, ModelFingerprint, ObjectId, ObjectRef
-from schemas.tables import RowState, image_models, images
+from schemas.tables import RowState, image_metadata, image_models, images
 
 _NEVER_UPDATED = frozenset({"object_id", "created_at_us"})
 _WRITTEN_ID, _WRITTEN_GENERATION = "written_object_id", "written_generation"
@@ -160,6 +160,7 @@ class SqlImages(SqlPart):
             ids = sorted((await connection.execute(old)).scalars())
             if ids:
                 await connection.execute(delete(image_models).where(image_models.c.object_id.in_(ids)))
+                await connection.execute(delete(image_metadata).where(image_metadata.c.object_id.in_(ids)))
                 await connection.execute(delete(images).where(images.c.object_id.in_(ids)))
             return len(ids)
 

@@ -10,6 +10,7 @@ from schemas.access import Grant
 from schemas.events import OutcomeEvent, ReasonCode
 from schemas.filter import FilterGroup
 from schemas.identity import ContentHash, ModelFingerprint, ObjectId, ObjectRef
+from schemas.metadata import Metadata
 from schemas.tables import JobState, ModelState, RowState
 
 
@@ -233,6 +234,16 @@ class MetadataStore(Protocol):
 
     async def note_api_key_uses(self, uses: Mapping[str, int]) -> None:
         """Raise `last_used_at_us` of these keys, never lower it. Keys that are gone are passed over."""
+
+    # -- what people say of images -----------------------------------------------------------------------------------
+    async def own_metadata(self, ids: Collection[ObjectId]) -> dict[ObjectId, Metadata]:
+        """Of these objects, in one query. Those of which nothing was ever said are left out."""
+
+    async def patch_own_metadata(self, object_id: ObjectId, patch: Mapping[str, Any]) -> Metadata:
+        """Merge `patch` into what stands there, in one transaction, and return the whole. ValueError: more than is allowed.
+
+        Stays through overwrites and deletions, until the object's deleted row is purged.
+        """
 
     # -- life --------------------------------------------------------------------------------------------------------
     async def check(self) -> None:

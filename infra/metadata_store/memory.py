@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -25,6 +26,7 @@ from infra.metadata_store.rules import (
 )
 from schemas.filter import Filter, FilterGroup
 from schemas.identity import ContentHash, ModelFingerprint, ObjectId, ObjectRef
+from schemas.metadata import Metadata, merged, written
 from schemas.tables import JobState, ModelState, RowState, log_cursor_name
 
 
@@ -40,6 +42,7 @@ class MemoryMetadataStore:
         self._cursors: dict[str, Cursor] = {}
         self._buckets: set[str] = set()
         self._api_keys: dict[str, ApiKey] = {}
+        self._own_metadata: dict[ObjectId, str] = {}
 
     async def rows(self, ids: Collection[ObjectId]) -> dict[ObjectId, ImageRow]:
         return {object_id: self._images[object_id] for object_id in ids if object_id in self._images}
@@ -123,6 +126,7 @@ class MemoryMetadataStore:
         for row in purged:
             del self._images[row.object_id]
             self._image_models.pop(row.object_id, None)
+            self._own_metadata.pop(row.object_id, None)
         return len(purged)
 
     async def models(self, states: Collection[ModelState] | None = None) -> list[ModelRow]:
@@ -236,6 +240,14 @@ class MemoryMetadataStore:
         for key_id in uses.keys() & self._api_keys.keys():
             key = self._api_keys[key_id]
             self._api_keys[key_id] = replace(key, last_used_at_us=max(key.last_used_at_us or 0, uses[key_id]))
+
+    async def own_metadata(self, ids: Collection[ObjectId]) -> dict[ObjectId, Metadata]:
+        return {object_id: json.loads(self._own_metadata[object_id]) for object_id in ids if object_id in self._own_metadata}
+
+    async def patch_own_metadata(self, object_id: ObjectId, patch: Mapping[str, Any]) -> Metadata:
+        document = merged(json.loads(self._own_metadata.get(object_id, "{}")), patch)
+        self._own_metadata[object_id] = written(document)
+        return document
 
     async def check(self) -> None:
         pass

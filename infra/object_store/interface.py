@@ -54,6 +54,13 @@ class NotificationRule:
 
 
 @dataclass(frozen=True, slots=True)
+class Over:
+    """What a put may take the place of: the object with this ETag, or nothing at all (None)."""
+
+    etag: str | None
+
+
+@dataclass(frozen=True, slots=True)
 class ObjectStream:
     stat: ObjectStat
     chunks: AsyncIterator[bytes]
@@ -80,6 +87,22 @@ class ObjectStore(Protocol):
 
     async def put(self, ref: ObjectRef, data: bytes, content_type: str = "application/octet-stream") -> ObjectStat:
         """Describes what was put, even if another writer came right behind. Never makes a bucket."""
+
+    async def put_stream(
+        self,
+        ref: ObjectRef,
+        chunks: AsyncIterator[bytes],
+        *,
+        size: int,
+        content_type: str,
+        within_seconds: float,
+        over: Over | None = None,
+    ) -> str:
+        """The ETag of what was put: exactly `size` bytes, or nothing. Whatever `chunks` raises is raised, and nothing is put.
+
+        Holds a chunk in memory, never the object. `within_seconds` bounds the sending. Raises ObjectChanged when `over` does
+        not hold: surely where it did not hold before, and against writers at the same moment where the store can tell.
+        """
 
     async def delete(self, ref: ObjectRef) -> None:
         """Deleting what is not there is no error."""

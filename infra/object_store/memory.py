@@ -10,8 +10,8 @@ from contextlib import aclosing, asynccontextmanager
 from dataclasses import replace
 from enum import StrEnum
 
-from infra.errors import ImageRejected, ObjectGone, StoreRefused
-from infra.object_store.interface import NotificationRule, ObjectStat, ObjectStream, StoredObject
+from infra.errors import ImageRejected, ObjectChanged, ObjectGone, StoreRefused, StoreUnavailable
+from infra.object_store.interface import NotificationRule, ObjectStat, ObjectStream, Over, StoredObject
 from infra.object_store.names import check_bucket_name, check_place
 from schemas.events import ReasonCode
 from schemas.identity import ObjectRef
@@ -92,6 +92,26 @@ class MemoryObjectStore:
         stat = ObjectStat(ref, etag, self._now_us() // 1_000_000 * 1_000_000, len(data), content_type=content_type)
         self._bucket(ref.bucket)[ref.key] = StoredObject(stat, bytes(data))
         return stat
+
+    async def put_stream(
+        self,
+        ref: ObjectRef,
+        chunks: AsyncIterator[bytes],
+        *,
+        size: int,
+        content_type: str,
+        within_seconds: float,
+        over: Over | None = None,
+    ) -> str:
+        await self._called(Operation.PUT, ref)
+        self._bucket(ref.bucket)
+        data = b"".join([chunk async for chunk in chunks])
+        if len(data) != size:
+            raise StoreUnavailable("object store", "the body is not as long as it was said to be")
+        present = self._bucket(ref.bucket).get(ref.key)
+        if over is not None and over.etag != (None if present is None else present.stat.etag):
+            raise ObjectChanged("another object is at this key")
+        return (await self.put(ref, data, content_type)).etag
 
     async def delete(self, ref: ObjectRef) -> None:
         await self._called(Operation.DELETE, ref)

@@ -6,10 +6,12 @@ import re
 
 from infra.errors import ImageRejected, StoreRefused
 from schemas.events import ReasonCode
-from schemas.identity import ObjectRef
+from schemas.filter import LARGEST_KEY_BYTES
+from schemas.identity import RESERVED_PREFIX, ObjectRef
 
 _BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
 _IPV4 = re.compile(r"\d{1,3}(\.\d{1,3}){3}")
+LARGEST_SEGMENT_BYTES = 255
 _RESERVED_PREFIXES = ("xn--",)
 _RESERVED_SUFFIXES = ("-s3alias", "--ol-s3")
 
@@ -37,6 +39,25 @@ def check_place(ref: ObjectRef) -> None:
     segments = ref.key.split("/")
     if not ref.key.strip() or "." in segments or ".." in segments or not _is_utf8(ref.key):
         raise ImageRejected(ReasonCode.OBJECT_UNREADABLE, "the key is blank, not UTF-8, or has a segment '.' or '..'")
+
+
+def check_new_key(key: str) -> None:
+    """Raises ImageRejected(OBJECT_UNREADABLE) for a key that we do not make, though there are stores that would take it.
+
+    SeaweedFS stores `\\` and `//` as `/`: the object would lie at another key than its writer was told. A key that ends with
+    `/` is a folder's mark there. Control characters are in nobody's interest.
+    """
+    if len(key.encode("utf-8", "surrogatepass")) > LARGEST_KEY_BYTES:
+        raise ImageRejected(ReasonCode.OBJECT_UNREADABLE, f"the key is longer than {LARGEST_KEY_BYTES} bytes")
+    if any(len(segment.encode("utf-8", "surrogatepass")) > LARGEST_SEGMENT_BYTES for segment in key.split("/")):
+        raise ImageRejected(ReasonCode.OBJECT_UNREADABLE, f"a segment of the key is longer than {LARGEST_SEGMENT_BYTES} bytes")
+    if key.startswith(RESERVED_PREFIX):
+        raise ImageRejected(ReasonCode.OBJECT_UNREADABLE, f"keys that begin with {RESERVED_PREFIX} are the engine's own")
+    if "\\" in key or "//" in f"/{key}/" or any(ord(letter) < 32 or ord(letter) == 127 for letter in key):
+        raise ImageRejected(
+            ReasonCode.OBJECT_UNREADABLE,
+            "the key has a backslash, a control character, an empty segment, or a slash at its beginning or end",
+        )
 
 
 def _is_utf8(key: str) -> bool:

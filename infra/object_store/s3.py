@@ -15,22 +15,24 @@ import re
 import ssl
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
-from datetime import datetime
+from datetime import datetime, timedelta
 from email.utils import parsedate_to_datetime
 from urllib.parse import urlsplit
 from xml.etree.ElementTree import ParseError
 
 import aiohttp
+import yarl
 from miniopy_async.api import Minio
 from miniopy_async.datatypes import Object
 from miniopy_async.error import MinioException, S3Error, ServerError
 from multidict import CIMultiDict
 
-from infra.errors import ImageRejected, ImageSearchError, ObjectGone, StoreRefused
+from infra.errors import ImageRejected, ImageSearchError, ObjectChanged, ObjectGone, StoreRefused
 from infra.metrics import store_error
-from infra.object_store.interface import NotificationRule, ObjectStat, ObjectStream, StoredObject
+from infra.object_store.interface import NotificationRule, ObjectStat, ObjectStream, Over, StoredObject
 from infra.object_store.names import check_bucket_name, check_place
 from infra.object_store.rules import config_of, rules_of
+from infra.object_store.sending import Source, condition_headers, etag_of_answer
 from infra.settings import CommonSettings
 from infra.tls import client_context
 from schemas.events import ReasonCode
@@ -38,8 +40,11 @@ from schemas.identity import ObjectRef
 
 STORE_NAME = "object store"
 PAGE_SIZE = 1000
+SIGNED_FOR = timedelta(minutes=5)
+"""Checked by a store when a request begins, so it need not last as long as the body takes."""
 
 _CODE = re.compile(r"[A-Za-z]{1,64}")
+_CHANGED_CODES = frozenset({"PreconditionFailed", "ConditionalRequestConflict"})
 _BUCKET_EXISTS_CODES = frozenset({"BucketAlreadyOwnedByYou", "BucketAlreadyExists"})
 
 
@@ -117,6 +122,46 @@ class S3ObjectStore:
             return seen
         # Overwritten or deleted meanwhile: still describe what was written here.
         return ObjectStat(ref, written.etag or "", _whole_second_us(answered_at), len(data), written.version_id, content_type)
+
+    async def put_stream(
+        self,
+        ref: ObjectRef,
+        chunks: AsyncIterator[bytes],
+        *,
+        size: int,
+        content_type: str,
+        within_seconds: float,
+        over: Over | None = None,
+    ) -> str:
+        check_place(ref)
+        await self._check_before_first_put(ref.bucket)
+        if over is not None:
+            # Not every store heeds the headers of a conditional put, and those that do should not be sent a body in vain.
+            await self._check_present(ref, over)
+        source = Source(chunks, size)
+        headers = {"Content-Length": str(size), "Content-Type": content_type, **condition_headers(over)}
+        try:
+            async with self._bounded(within_seconds + self._timeout_seconds):
+                # The client's own put holds a whole part in memory and hashes it. A signed address leaves the body to us.
+                url = await self._client.get_presigned_url("PUT", ref.bucket, ref.key, expires=SIGNED_FOR)
+                async with self._session.put(yarl.URL(url, encoded=True), data=source.chunks(), headers=headers) as response:
+                    return await etag_of_answer(response)
+        except ObjectGone:
+            # MinIO's words for If-Match where nothing is: it went away after we looked.
+            raise ObjectChanged("there is no object at this key any more") from None
+        except ImageSearchError:
+            # That the connection broke is what the library says of a sender that stopped.
+            if source.failure is not None:
+                raise source.failure from None
+            raise
+
+    async def _check_present(self, ref: ObjectRef, over: Over) -> None:
+        try:
+            present = (await self.stat(ref)).etag
+        except ObjectGone:
+            present = None
+        if present != over.etag:
+            raise ObjectChanged("another object is at this key")
 
     async def delete(self, ref: ObjectRef) -> None:
         check_place(ref)
@@ -201,15 +246,16 @@ class S3ObjectStore:
             raise
 
     @asynccontextmanager
-    async def _bounded(self) -> AsyncIterator[None]:
+    async def _bounded(self, timeout_seconds: float | None = None) -> AsyncIterator[None]:
         """One time-out around a call, and the library's errors as ours."""
+        seconds = self._timeout_seconds if timeout_seconds is None else timeout_seconds
         try:
-            async with asyncio.timeout(self._timeout_seconds):
+            async with asyncio.timeout(seconds):
                 yield
         except ImageSearchError:
             raise
         except Exception as error:
-            raise _translate(error, self._timeout_seconds) from error
+            raise _translate(error, seconds) from error
 
     async def _translated_chunks(self, response: aiohttp.ClientResponse, size: int) -> AsyncGenerator[bytes]:
         # No total time-out: how long a stream takes is its reader's affair. A silent store is ended by the session's sock_read.
@@ -299,6 +345,8 @@ def _translate_s3(error: S3Error) -> ImageSearchError:
     code = error.code if error.code and _CODE.fullmatch(error.code) else ""
     if code == "NoSuchKey" and status == 404:
         return ObjectGone("there is no object at this key")
+    if status == 412 or code in _CHANGED_CODES:
+        return ObjectChanged("another object is at this key")
     if code == "NoSuchBucket":
         return StoreRefused(ReasonCode.BUCKET_NOT_FOUND, "the bucket is missing: make it, or correct the setting `buckets`")
     if status in (401, 403):

@@ -103,6 +103,8 @@ class QuerySettings(CommonSettings, ModelSettings):
     body_timeout_seconds: float = Field(30.0, gt=0, description="Longest time for a client to send its body.")
     contents_at_once: int = Field(16, ge=1, description="Pictures sent at once from the bucket; below s3_connections.")
     contents_waiting: int = Field(256, ge=0, description="Pictures that may wait to be sent; the next one gets 429.")
+    uploads_at_once: int = Field(8, ge=1, description="Pictures put at once into a bucket; below s3_connections.")
+    uploads_waiting: int = Field(64, ge=0, description="Pictures that may wait to be put; the next one gets 429.")
     wait_timeout_seconds: float = Field(10.0, gt=0, description="Longest wait of wait_for.")
     event_readers: int = Field(64, ge=1, description="Event streams open at once; the next one gets 429.")
     event_heartbeat_seconds: float = Field(15.0, gt=0, description="Time between heartbeats of an idle event stream.")

@@ -56,7 +56,9 @@ async def list_images(request: web.Request) -> web.Response:
 async def get_image(request: web.Request) -> web.Response:
     parameters = parse(ImageParameters, query_of(request))
     await wait_if_asked(request, parameters.wait_for)
-    return answer(image_answer(await row_of(request)))
+    row = await row_of(request)
+    said = await request.app[METADATA].own_metadata([row.object_id])
+    return answer(image_answer(row).model_copy(update={"metadata": said.get(row.object_id, {})}))
 
 
 async def get_content(request: web.Request) -> web.StreamResponse:

@@ -61,13 +61,13 @@ async def test_the_migrations_make_exactly_the_tables(file: Path) -> None:
 
 
 async def test_an_upgrade_says_what_it_did(file: Path) -> None:
-    assert await upgrade_schema(settings_of(file)) == "schema upgraded from version none to 0003"
-    assert await upgrade_schema(settings_of(file)) == "schema is at version 0003 already"
+    assert await upgrade_schema(settings_of(file)) == "schema upgraded from version none to 0004"
+    assert await upgrade_schema(settings_of(file)) == "schema is at version 0004 already"
 
 
 async def test_upgrades_at_once_wait_for_each_other(file: Path) -> None:
     said = await asyncio.gather(*(upgrade_schema(settings_of(file)) for _ in range(4)))
-    assert sorted(said) == ["schema is at version 0003 already"] * 3 + ["schema upgraded from version none to 0003"]
+    assert sorted(said) == ["schema is at version 0004 already"] * 3 + ["schema upgraded from version none to 0004"]
 
 
 async def test_a_store_without_a_schema_names_the_command_and_leaves_no_file(file: Path) -> None:

@@ -11,8 +11,8 @@ from dataclasses import dataclass, replace
 import pytest
 
 from infra import object_store
-from infra.errors import ImageRejected, ObjectGone, StoreRefused
-from infra.object_store.interface import NotificationRule, ObjectStat, ObjectStore
+from infra.errors import ImageRejected, ObjectChanged, ObjectGone, StoreRefused, StoreUnavailable
+from infra.object_store.interface import NotificationRule, ObjectStat, ObjectStore, Over
 from infra.object_store.memory import MemoryObjectStore
 from infra.settings import CommonSettings
 from schemas.events import ReasonCode
@@ -220,6 +220,66 @@ async def test_a_large_object_streams_whole(store: ObjectStore, bucket: str) -> 
     assert b"".join(chunks) == data
     assert stream.stat.size == len(data)
     assert len(chunks) > 1
+
+
+class SenderStopped(Exception):
+    pass
+
+
+async def chunks_of(data: bytes, *, stop_after: int | None = None) -> AsyncIterator[bytes]:
+    for start in range(0, len(data), 64 * 1024):
+        await asyncio.sleep(0)
+        yield data[start : start + 64 * 1024]
+        if stop_after is not None and start >= stop_after:
+            raise SenderStopped
+
+
+async def put_streamed(store: ObjectStore, ref: ObjectRef, data: bytes, over: Over | None = None) -> str:
+    return await store.put_stream(ref, chunks_of(data), size=len(data), content_type="image/png", within_seconds=60, over=over)
+
+
+@pytest.mark.parametrize("size", [1, 100_000, 12 * 1024 * 1024 + 1])
+async def test_a_streamed_put_is_the_object_it_says(store: ObjectStore, bucket: str, size: int) -> None:
+    ref = ObjectRef(bucket, "dir/ä é+%20.png")
+    data = (b"0123456789abcdef" * (size // 16 + 1))[:size]
+    etag = await put_streamed(store, ref, data)
+    stat = await store.stat(ref)
+    assert (stat.etag, stat.size, stat.content_type) == (etag, size, "image/png")
+    assert (await store.read(ref, max_bytes=size)).data == data
+
+
+async def test_a_put_whose_sender_stops_leaves_what_was_there(store: ObjectStore, bucket: str) -> None:
+    ref, data = ObjectRef(bucket, "a.png"), b"x" * 1_000_000
+    before = await put_streamed(store, ref, b"before")
+    for other in (ref, ObjectRef(bucket, "new.png")):
+        with pytest.raises(SenderStopped):
+            await store.put_stream(
+                other, chunks_of(data, stop_after=500_000), size=len(data), content_type="image/png", within_seconds=60
+            )
+    for length in (len(data) - 1, len(data) + 1):
+        with pytest.raises(StoreUnavailable):
+            await store.put_stream(ref, chunks_of(data), size=length, content_type="image/png", within_seconds=60)
+    assert [(stat.ref, stat.etag) for stat in await listed(store, bucket)] == [(ref, before)]
+
+
+async def test_a_put_on_conditions(store: ObjectStore, bucket: str) -> None:
+    ref = ObjectRef(bucket, "a.png")
+    with pytest.raises(ObjectChanged):
+        await put_streamed(store, ref, b"over what never was", Over("0" * 32))
+    first = await put_streamed(store, ref, b"first", Over(None))
+    for over in (Over(None), Over("0" * 32)):
+        with pytest.raises(ObjectChanged):
+            await put_streamed(store, ref, b"other", over)
+    assert (await store.stat(ref)).etag == first
+    second = await put_streamed(store, ref, b"second", Over(first))
+    assert (await store.stat(ref)).etag == second
+
+
+async def test_a_streamed_put_into_no_bucket(store: ObjectStore) -> None:
+    ref = ObjectRef("contract-no-such-bucket", "a.png")
+    with pytest.raises(StoreRefused) as refused:
+        await put_streamed(store, ref, b"data")
+    assert refused.value.reason is ReasonCode.BUCKET_NOT_FOUND
 
 
 async def test_a_stream_left_early_costs_no_connection(store: ObjectStore, bucket: str) -> None:

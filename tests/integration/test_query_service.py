@@ -87,6 +87,18 @@ async def test_odd_keys_are_found_and_served(service: Service, key: str) -> None
     await service.search(data, wait_for=await service.delete(key))
 
 
+async def test_what_is_put_and_deleted_over_http_is_found_and_gone_for_who_waits(service: Service) -> None:
+    data, path = jpeg(4711), f"/v1/images/{service.deployment.bucket}/over/http.jpg"
+    put = await (await service.client.put(path, data=data, headers={"Content-Type": "image/jpeg"})).json()
+    # As the bridge would announce it.
+    await service.deployment.send([service.deployment.event("over/http.jpg", etag=put["etag"])])
+    assert keys_of(await service.search(data, wait_for=put["wait_for"], limit="1")) == ["over/http.jpg"]
+    deleted = await (await service.client.delete(f"/v1/images/{put['id']}")).json()
+    await service.deployment.send([service.deployment.event("over/http.jpg", removed=True)])
+    assert keys_of(await service.search(data, wait_for=deleted["wait_for"], prefix="over/")) == []
+    assert (await service.client.get(f"/v1/images/{put['id']}")).status == 404
+
+
 async def test_a_put_is_found_by_the_search_that_waits_for_it(service: Service) -> None:
     data = b""
     for round_number in range(5):

@@ -194,12 +194,14 @@ def actions(user: str) -> dict[str, set[str]]:
 
 
 @pytest.mark.parametrize("service", policies.SERVICES)
-def test_who_reads_objects_may_list_them_and_writes_only_the_canary(service: str) -> None:
-    """Without ListBucket a missing key answers 403, and nothing is ever removed."""
+def test_who_reads_objects_may_list_them_and_only_the_query_service_and_the_canary_write(service: str) -> None:
+    """Without ListBucket a missing key answers 403, and nothing is ever removed from the index."""
     bucket, objects = "arn:aws:s3:::images", "arn:aws:s3:::images/*"
     found = actions(service)
     assert "s3:ListBucket" in found[bucket]
-    assert found.get(objects, set()) <= {"s3:GetObject"}
+    changes = {"s3:PutObject", "s3:DeleteObject"} if service == "query" else set()
+    assert found.get(objects, set()) <= {"s3:GetObject", *changes}
+    assert changes <= found.get(objects, set())
     assert ("s3:CreateBucket" in found[bucket]) == (service == "upgrade")
     canary = {f"arn:aws:s3:::images/{RESERVED_PREFIX}*"} if service == "bridge" else set()
     assert set(found) - {bucket, objects} == canary
@@ -230,7 +232,7 @@ def test_only_who_upgrades_changes_tables() -> None:
         changes_tables = not set(granted[1].split(", ")) <= {"SELECT", "INSERT", "UPDATE", "DELETE"}
         assert changes_tables == (service == "upgrade")
         # The last use of a key, a job, a model. CREATE is what lets a right to one table be given before the table is there.
-        rights = {"api_keys": "UPDATE", "jobs": "INSERT", "models": "UPDATE"}
+        rights = {"api_keys": "UPDATE", "jobs": "INSERT", "models": "UPDATE", "image_metadata": "INSERT, UPDATE"}
         more_rights = [f"GRANT CREATE, {right} ON `image_search`.`{table}` TO 'query'@'%';" for table, right in rights.items()]
         assert more == (more_rights if service == "query" else [])
 

@@ -33,7 +33,7 @@ async def key_for(world: QueryWorld, *scopes: Scope, places: tuple[str, ...] = (
 
 
 def path_of(endpoint: Endpoint) -> str:
-    return endpoint.path.replace("{id}", "0" * 64).replace("{job_id}", "0" * 36) + (
+    return endpoint.path.replace("{id}", "0" * 64).replace("{job_id}", "0" * 36).replace("{bucket}/{key}", "images/a.jpg") + (
         "?follow=false" if endpoint.path == "/v1/events" else ""
     )
 

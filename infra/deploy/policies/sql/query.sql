@@ -4,3 +4,4 @@ GRANT SELECT ON `image\_search`.* TO 'query'@'%';
 GRANT CREATE, UPDATE ON `image_search`.`api_keys` TO 'query'@'%';
 GRANT CREATE, INSERT ON `image_search`.`jobs` TO 'query'@'%';
 GRANT CREATE, UPDATE ON `image_search`.`models` TO 'query'@'%';
+GRANT CREATE, INSERT, UPDATE ON `image_search`.`image_metadata` TO 'query'@'%';
