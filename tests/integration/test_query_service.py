@@ -291,6 +291,7 @@ def environment(service: Service, tmp_path: Path) -> dict[str, str]:
         **os.environ,
         **environment_of(service.deployment.settings),
         f"{ENV_PREFIX}STATE_DIR": str(tmp_path),
+        f"{ENV_PREFIX}API_KEYS": "off",
         f"{ENV_PREFIX}QUERY_PORT": str(port),
         f"{ENV_PREFIX}QUERY_URL": f"http://127.0.0.1:{port}",
     }

@@ -85,6 +85,7 @@ async def test_one_trace_from_the_put_to_the_outcome_and_one_of_a_search(
             for name, value in {
                 "BRIDGE_PORT": bridge_port,
                 "QUERY_PORT": query_port,
+                "API_KEYS": "off",
                 "SEAWEEDFS_FILER": servers.values["seaweedfs_filer"],
                 "SEAWEEDFS_WEED": servers.values["seaweedfs_weed"],
             }.items()
