@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 from infra.errors import ConfigurationError
 from infra.metadata_store.interface import MetadataStore, ModelRow
+from infra.settings import ModelSettings
+from processors.embedding.catalog import AUTO
 from schemas.identity import ModelFingerprint
 from schemas.tables import ModelState
+
+Settings = TypeVar("Settings", bound=ModelSettings)
 
 
 async def active_model(metadata: MetadataStore, fingerprint: ModelFingerprint, name: str) -> ModelRow:
@@ -33,3 +39,21 @@ async def active_model(metadata: MetadataStore, fingerprint: ModelFingerprint, n
 def _weights(active: ModelRow) -> str:
     digest = (active.description.get("weights") or {}).get("sha256")
     return f" (with the weights whose sha256 is {digest})" if digest else ""
+
+
+async def settled(settings: Settings, metadata: MetadataStore) -> Settings:
+    """With what the settings leave to the collection: the precision that `auto` found, and what int8 was calibrated on.
+
+    Both were chosen once, by the host that made it. Raises ConfigurationError when there is none.
+    """
+    if settings.model_precision not in (AUTO, "int8"):
+        return settings
+    rows = await metadata.models([ModelState.ACTIVE])
+    if not rows:
+        raise ConfigurationError("no model has been set up yet. Run: image-search upgrade")
+    [active] = rows
+    precision = active.precision if settings.model_precision == AUTO else settings.model_precision
+    calibration = active.description.get("calibration", "") if precision == "int8" else ""
+    return settings.model_copy(
+        update={"model_precision": precision, "calibration_sha256": settings.calibration_sha256 or calibration}
+    )

@@ -88,7 +88,7 @@ def _models_under_test(names: tuple[str, ...], context: click.Context) -> list[M
     """Without a name the model of the settings. A precision that is not named is that of the settings."""
     from infra.settings import DEFAULT_STATE_DIR, ProcessorSettings, load
     from processors.embedding.catalog import OWN_MODEL, find, fingerprint
-    from processors.embedding.choice import chosen
+    from processors.embedding.choice import chosen, precision_asked
     from processors.embedding.host import check_precision
     from processors.training.extraction import ModelUnderTest
 
@@ -104,8 +104,8 @@ def _models_under_test(names: tuple[str, ...], context: click.Context) -> list[M
         settings = load(ProcessorSettings, state_dir=state_dir, **given)
         description = chosen(settings)
         # Before other models are loaded: does it come in that precision, and can this host run it?
-        fingerprint(description, settings.model_precision)
-        check_precision(settings.model_precision)
+        fingerprint(description, precision_asked(settings))
+        check_precision(precision_asked(settings))
         models.append(ModelUnderTest(label, description, settings))
     return models
 
