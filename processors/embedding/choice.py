@@ -43,8 +43,7 @@ def precision_asked(settings: ModelSettings) -> Precision:
     """Raises ConfigurationError while it is `auto`: active_model.py and fastest.py settle it."""
     if settings.model_precision == AUTO:
         raise ConfigurationError(
-            "IMAGE_SEARCH_MODEL_PRECISION: auto is settled when the collection is made, and there is none here: name one of the "
-            "precisions"
+            "IMAGE_SEARCH_MODEL_PRECISION: auto is settled when the collection is made, and there is none here: name one"
         )
     if settings.model_precision == "int8" and settings.model_backend == "torch":
         raise ConfigurationError("IMAGE_SEARCH_MODEL_PRECISION: int8 runs on IMAGE_SEARCH_MODEL_BACKEND=openvino only")

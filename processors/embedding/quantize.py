@@ -20,7 +20,7 @@ import nncf  # type: ignore[import-untyped]  # isort: skip  # no types; calls ho
 _CONVOLUTIONS: Final = frozenset({"Convolution", "GroupConvolution"})
 _SPARED: Final[Mapping[Network, int]] = {"efficientnet_lite0": 2}
 """First convolutions left in fp32. Of efficientnet_lite0 the stem and the first depthwise one: with them in int8 the golden
-pictures' cosine to fp32 was 0.978, without 0.996."""
+pictures' cosine to fp32 was 0.978, without 0.996 (calibrated on 150 clip-art pictures)."""
 
 
 def quantized(model: Any, description: ModelDescription, pixels: Pixels) -> Any:  # noqa: ANN401 - openvino.Model, untyped

@@ -72,7 +72,7 @@ async def test_int8_finds_what_fp32_finds_and_is_made_once(cache: Path, pictures
     said: list[str] = []
     settings = await decided(settings_for(cache, "int8", pictures), [], said.append)
     prepared = await prepare_model(settings, said.append)
-    assert f"int8 is calibrated on {PICTURES} pictures of {pictures}" in said
+    assert said[0].startswith(f"int8 is calibrated on {PICTURES} pictures of {pictures}, and the ")
     assert prepared.fingerprint == fingerprint(chosen(settings), "int8") != fingerprint(chosen(settings), "fp32")
 
     originals = [jpeg(seed) for seed in range(24)]
@@ -135,7 +135,7 @@ async def test_too_few_pictures(cache: Path, pictures: Path, tmp_path: Path, mon
     """In a folder that was named: refused. In a bucket: those that come with the program, and it says so."""
     few = tmp_path / "few"
     few.mkdir()
-    for path in sorted(pictures.glob("*.jpg"))[:3]:
+    for path in [pictures / f"{seed}.jpg" for seed in (0, 2, 4)]:
         shutil.copy(path, few)
     with pytest.raises(ConfigurationError, match="has 3 that can be decoded: IMAGE_SEARCH_CALIBRATION_DIR"):
         await decided(settings_for(cache, "int8", few), [], print)
@@ -149,14 +149,14 @@ async def test_too_few_pictures(cache: Path, pictures: Path, tmp_path: Path, mon
     monkeypatch.setattr(object_store, "connect", connect)
     said: list[str] = []
     settings = await decided(settings_for(cache, "int8"), ["pictures"], said.append)
-    assert "pictures that come with the program, not on your own: pictures has 0" in said[0]
-    await vectors_of(settings, [jpeg(1)])
+    assert "pictures that come with the program, not on your own: pictures has fewer than 32" in said[0]
 
     for seed in range(33):
         await store.put(ObjectRef("pictures", f"{seed}.jpg"), jpeg(seed, (100, 80)), "image/jpeg")
     said.clear()
-    assert (await decided(settings_for(cache, "int8"), ["pictures"], said.append)).calibration_sha256
-    assert said == ["int8 is calibrated on 33 pictures of pictures"]
+    own = await decided(settings_for(cache, "int8"), ["pictures"], said.append)
+    assert own.calibration_sha256 not in ("", settings.calibration_sha256)
+    assert said[0].startswith("int8 is calibrated on 33 pictures of pictures, and the ")
 
 
 async def test_where_int8_does_not_run(cache: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
