@@ -69,8 +69,8 @@ async def gather(
             )
         own = []
         say(
-            f"int8 is calibrated on the {len(shipped)} pictures that come with the program, not on your own: {source} has fewer "
-            f"than {LEAST_PICTURES}. Better: set IMAGE_SEARCH_CALIBRATION_DIR"
+            f"int8 is calibrated on the {len(shipped)} pictures that come with the program, not on your own: {source} has "
+            f"fewer than {LEAST_PICTURES}. Better: set IMAGE_SEARCH_CALIBRATION_DIR"
         )
     else:
         say(f"int8 is calibrated on {len(own)} pictures of {source}, and the {len(shipped)} that come with the program")

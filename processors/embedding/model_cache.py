@@ -44,7 +44,7 @@ class ConversionJob(BaseModel):
     precision: Precision
     own_weights: Path | None
     downloads: Path
-    calibration: Path | None
+    calibration: Path | None = None
     models: Path
     parent_pid: int
 

@@ -174,7 +174,7 @@ async def test_where_int8_does_not_run(cache: Path, pictures: Path, tmp_path: Pa
 
 
 async def test_auto_is_settled_once_by_who_makes_the_collection(
-    cache: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    cache: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     metadata, vectors = MemoryMetadataStore(), MemoryVectorStore()
 
@@ -199,8 +199,6 @@ async def test_auto_is_settled_once_by_who_makes_the_collection(
     assert line.split()[0] == row.precision
 
     # A host that would choose otherwise, and has no such folder: what is stored is what runs.
-    facts = tmp_path / "cpuinfo"
-    facts.write_text(host.PROCESSOR_FACTS.read_text())
     monkeypatch.setattr("processors.embedding.fastest.decided", None)
     settings = await settled(settings_for(cache, "auto"), metadata)
     assert precision_asked(settings) == row.precision
