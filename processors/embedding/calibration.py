@@ -18,7 +18,7 @@ from typing import Final, TypeVar
 import numpy as np
 
 from infra import object_store
-from infra.errors import ConfigurationError, ImageRejected, ObjectGone, PermanentError
+from infra.errors import ConfigurationError, ImageRejected, PermanentError, StoreRefused
 from infra.local_stack import sample_pictures
 from infra.object_store import ObjectStat
 from infra.settings import ProcessorSettings
@@ -70,7 +70,7 @@ async def gather(
         own = []
         say(
             f"int8 is calibrated on the {len(shipped)} pictures that come with the program, not on your own: {source} has "
-            f"fewer than {LEAST_PICTURES}. Better: set IMAGE_SEARCH_CALIBRATION_DIR"
+            f"fewer than {LEAST_PICTURES} that may be read. Better: set IMAGE_SEARCH_CALIBRATION_DIR"
         )
     else:
         say(f"int8 is calibrated on {len(own)} pictures of {source}, and the {len(shipped)} that come with the program")
@@ -165,8 +165,12 @@ async def _objects(buckets: Sequence[str], settings: ProcessorSettings) -> Async
         for stat in drawn:
             try:
                 yield (await store.read(stat.ref, max_bytes=settings.max_object_bytes)).data
-            except (ObjectGone, PermanentError):
+            except PermanentError:
+                # Gone meanwhile, or too large.
                 continue
+    except StoreRefused:
+        # The account that makes collections may see which objects there are, and need not be allowed to read them.
+        return
     finally:
         await store.close()
 
