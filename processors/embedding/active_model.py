@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TypeVar
 
 from infra.errors import ConfigurationError
@@ -48,12 +49,24 @@ async def settled(settings: Settings, metadata: MetadataStore) -> Settings:
     """
     if settings.model_precision not in (AUTO, "int8"):
         return settings
-    rows = await metadata.models([ModelState.ACTIVE])
+    rows = await metadata.models()
     if not rows:
         raise ConfigurationError("no model has been set up yet. Run: image-search upgrade")
-    [active] = rows
-    precision = active.precision if settings.model_precision == AUTO else settings.model_precision
-    calibration = active.description.get("calibration", "") if precision == "int8" else ""
+    active = next((row for row in rows if row.state is ModelState.ACTIVE), rows[0])
+    # Of another model there is nothing to take; who compares fingerprints says that it is another one.
+    found = settled_by(settings, rows)
+    if found is None and settings.model_precision == AUTO:
+        return settings.model_copy(update={"model_precision": active.precision})
+    return found or settings
+
+
+def settled_by(settings: Settings, rows: Sequence[ModelRow]) -> Settings | None:
+    """As a collection of the model that the settings name was made, the active one first; None where there is none."""
+    wanted = [row for row in rows if row.name == settings.model and settings.model_precision in (AUTO, row.precision)]
+    row = min(wanted, key=lambda row: (row.state is not ModelState.ACTIVE, -row.created_at_us), default=None)
+    if row is None:
+        return None
+    calibration = row.description.get("calibration", "") if row.precision == "int8" else ""
     return settings.model_copy(
-        update={"model_precision": precision, "calibration_sha256": settings.calibration_sha256 or calibration}
+        update={"model_precision": row.precision, "calibration_sha256": settings.calibration_sha256 or calibration}
     )

@@ -10,7 +10,7 @@ from infra.errors import ConfigurationError
 from infra.metadata_store.interface import ModelRow
 from infra.metadata_store.memory import MemoryMetadataStore
 from infra.settings import ModelSettings
-from processors.embedding.active_model import settled
+from processors.embedding.active_model import settled, settled_by
 from processors.embedding.catalog import CATALOG, fingerprint, precision_of
 from processors.embedding.choice import chosen, precision_asked
 from processors.embedding.fastest import Measured, choose
@@ -83,6 +83,21 @@ async def test_a_precision_or_pictures_that_are_named_are_not_replaced() -> None
     assert precision_asked(await settled(ModelSettings(model_precision="fp32"), metadata)) == "fp32"
     named = ModelSettings(model_precision="int8", calibration_sha256="d" * 64)
     assert (await settled(named, metadata)).calibration_sha256 == "d" * 64
+
+
+def test_of_several_models_the_one_that_the_settings_name_settles_them_and_the_active_one_first() -> None:
+    active = made_in_int8()
+    filling = replace(
+        active, description={**active.description, "calibration": "d" * 64}, state=ModelState.FILLING, created_at_us=2
+    )
+    other = replace(active, name="other", precision="bf16", state=ModelState.ACTIVE)
+    auto = ModelSettings(model_precision="auto")
+    found = settled_by(auto, [filling, active])
+    assert found is not None and found.calibration_sha256 == DIGEST
+    found = settled_by(auto, [other, replace(active, state=ModelState.PREVIOUS), filling])
+    assert found is not None and (found.model_precision, found.calibration_sha256) == ("int8", "d" * 64)
+    assert settled_by(auto, [other]) is None
+    assert settled_by(ModelSettings(model_precision="fp32"), [active]) is None
 
 
 def test_auto_alone_names_no_model() -> None:
