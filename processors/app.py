@@ -199,9 +199,9 @@ async def _parts(
         await until_done(metadata.check, on_wait=_say_waiting)
         # Faust would end the process, and say less of a broker that is not there or does not let us in.
         await until_done(broker.check, on_wait=_say_waiting)
-        settings = await until_done(partial(settled, settings, metadata), on_wait=_say_waiting)
-        asked = fingerprint(chosen(settings), precision_asked(settings))
-        model = await until_done(lambda: active_model(metadata, asked, settings.model), on_wait=_say_waiting)
+        own = await until_done(partial(settled, settings, metadata), on_wait=_say_waiting)
+        asked = fingerprint(chosen(own), precision_asked(own))
+        model = await until_done(lambda: active_model(metadata, asked, own.model), on_wait=_say_waiting)
         log.info("model", name=model.name, precision=model.precision, collection=model.collection)
         models = OpenModels(metadata, partial(_vectorizer, vectors=vectors, settings=settings, progress=progress))
         stack.push_async_callback(models.close)

@@ -45,12 +45,14 @@ class ModelChangeRefused(PermanentError):
 
 
 class ReindexArguments(BaseModel):
-    """What is asked of reindexing: the settings that name the new model. Those left out are the worker's."""
+    """What is asked of reindexing: the settings that name the new model. Those left out are the worker's, but for what int8 is
+    calibrated on: that belongs to one model."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
     model: str
     model_precision: str | None = None
+    calibration_sha256: str = ""
     own_weights: str | None = None
     weights_sha256: str | None = None
     own_format: str | None = None
@@ -103,9 +105,9 @@ async def add_filling_model(
 
     Raises ConfigurationError, and ModelChangeRefused for the active model and the previous one. Done before: nothing happens.
     """
-    # What the worker's own model was calibrated on is not about this one; what it was begun with is gone on with.
-    settings = settings.model_copy(update={"calibration_sha256": ""})
-    settings = settled_by(settings, await metadata.models()) or await decided(settings, buckets, say)
+    # What it was begun with is gone on with. Any other collection settles nothing: a model may be calibrated anew.
+    begun = settled_by(settings, await metadata.models([ModelState.FILLING]))
+    settings = begun or await decided(settings, buckets, say)
     prepared = await prepare_model(settings, say)
     row = ModelRow(
         fingerprint=prepared.fingerprint,

@@ -10,8 +10,8 @@ from infra.errors import ConfigurationError
 from infra.metadata_store.interface import ModelRow
 from infra.metadata_store.memory import MemoryMetadataStore
 from infra.settings import ModelSettings
-from processors.embedding.active_model import settled, settled_by
-from processors.embedding.catalog import CATALOG, fingerprint, precision_of
+from processors.embedding.active_model import active_model, settled, settled_by
+from processors.embedding.catalog import CATALOG, ModelDescription, fingerprint, precision_of
 from processors.embedding.choice import chosen, precision_asked
 from processors.embedding.fastest import Measured, choose
 from schemas.tables import ModelState
@@ -51,16 +51,16 @@ def test_the_pictures_it_is_calibrated_on_are_part_of_the_fingerprint_of_int8_al
         fingerprint(plain, "int8")
 
 
-def made_in_int8() -> ModelRow:
+def made_in_int8(description: ModelDescription = LITE0, state: ModelState = ModelState.ACTIVE) -> ModelRow:
     return ModelRow(
-        fingerprint=fingerprint(LITE0, "int8"),
-        name=LITE0.name,
+        fingerprint=fingerprint(description, "int8"),
+        name=description.name,
         collection="images",
-        dimension=LITE0.dimension,
+        dimension=description.dimension,
         backend="openvino",
         precision="int8",
-        description=asdict(LITE0),
-        state=ModelState.ACTIVE,
+        description=asdict(description),
+        state=state,
         created_at_us=1,
     )
 
@@ -87,10 +87,8 @@ async def test_a_precision_or_pictures_that_are_named_are_not_replaced() -> None
 
 def test_of_several_models_the_one_that_the_settings_name_settles_them_and_the_active_one_first() -> None:
     active = made_in_int8()
-    filling = replace(
-        active, description={**active.description, "calibration": "d" * 64}, state=ModelState.FILLING, created_at_us=2
-    )
-    other = replace(active, name="other", precision="bf16", state=ModelState.ACTIVE)
+    filling = replace(made_in_int8(replace(LITE0, calibration="d" * 64), ModelState.FILLING), created_at_us=2)
+    other = made_in_int8(replace(CATALOG["resnet50"], calibration=DIGEST))
     auto = ModelSettings(model_precision="auto")
     found = settled_by(auto, [filling, active])
     assert found is not None and found.calibration_sha256 == DIGEST
@@ -98,6 +96,36 @@ def test_of_several_models_the_one_that_the_settings_name_settles_them_and_the_a
     assert found is not None and (found.model_precision, found.calibration_sha256) == ("int8", "d" * 64)
     assert settled_by(auto, [other]) is None
     assert settled_by(ModelSettings(model_precision="fp32"), [active]) is None
+    assert settled_by(ModelSettings(model_precision="int8", calibration_sha256="d" * 64), [active]) is None
+
+
+async def test_of_two_checkpoints_of_ones_own_each_is_settled_by_its_own_collection() -> None:
+    """They share a name. Who takes the other's calibration opens neither."""
+    metadata = MemoryMetadataStore()
+    asked = {
+        weights: ModelSettings.model_validate(
+            {"model": "own", "own_weights": f"/{weights}.pth", "weights_sha256": weights * 64, "model_precision": "int8"}
+        )
+        for weights in ("1", "2")
+    }
+    rows = {}
+    for weights, state in (("1", ModelState.PREVIOUS), ("2", ModelState.ACTIVE)):
+        rows[weights] = made_in_int8(replace(chosen(asked[weights]), calibration=weights * 64), state)
+        await metadata.add_model(rows[weights])
+    for weights, settings in asked.items():
+        found = await settled(settings, metadata)
+        assert found.calibration_sha256 == weights * 64
+        assert fingerprint(chosen(found), precision_asked(found)) == rows[weights].fingerprint
+
+
+@pytest.mark.parametrize("precision", ["auto", "int8"])
+async def test_who_asks_for_a_model_that_was_never_set_up_is_told_so(precision: str) -> None:
+    metadata = MemoryMetadataStore()
+    await metadata.add_model(made_in_int8())
+    settings = ModelSettings.model_validate({"model": "resnet50", "model_precision": precision})
+    with pytest.raises(ConfigurationError, match="image-search models reindex"):
+        found = await settled(settings, metadata)
+        await active_model(metadata, fingerprint(chosen(found), precision_asked(found)), found.model)
 
 
 def test_auto_alone_names_no_model() -> None:
