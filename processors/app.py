@@ -32,9 +32,9 @@ from infra.retry import until_done
 from infra.settings import ProcessorSettings
 from infra.vector_store.interface import VectorStore
 from processors.delivery import Batcher
-from processors.embedding.active_model import active_model
+from processors.embedding.active_model import active_model, settled
 from processors.embedding.catalog import fingerprint
-from processors.embedding.choice import chosen
+from processors.embedding.choice import chosen, precision_asked
 from processors.embedding.open_models import OpenModels, model_of_row
 from processors.model_jobs import ModelJobs
 from processors.outcomes import RowMaker
@@ -199,8 +199,9 @@ async def _parts(
         await until_done(metadata.check, on_wait=_say_waiting)
         # Faust would end the process, and say less of a broker that is not there or does not let us in.
         await until_done(broker.check, on_wait=_say_waiting)
-        asked = fingerprint(chosen(settings), settings.model_precision)
-        model = await until_done(lambda: active_model(metadata, asked, settings.model), on_wait=_say_waiting)
+        own = await until_done(partial(settled, settings, metadata), on_wait=_say_waiting)
+        asked = fingerprint(chosen(own), precision_asked(own))
+        model = await until_done(lambda: active_model(metadata, asked, own.model), on_wait=_say_waiting)
         log.info("model", name=model.name, precision=model.precision, collection=model.collection)
         models = OpenModels(metadata, partial(_vectorizer, vectors=vectors, settings=settings, progress=progress))
         stack.push_async_callback(models.close)

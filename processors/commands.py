@@ -29,18 +29,24 @@ async def upgrade_step(settings: ProcessorSettings, say: Callable[[str], None]) 
     import time
 
     from infra import metadata_store, vector_store
+    from infra.followed_buckets import followed_buckets
     from infra.metadata_store.interface import ModelRow
     from processors.embedding import prepare_model
-    from processors.embedding.active_model import active_model
+    from processors.embedding.active_model import active_model, settled
     from processors.embedding.catalog import fingerprint
-    from processors.embedding.choice import chosen
+    from processors.embedding.choice import chosen, precision_asked
+    from processors.embedding.fastest import decided
     from schemas.vectors import collection_name
 
     metadata = await metadata_store.connect(settings)
     vectors = await vector_store.connect(settings)
     try:
         made_before = bool(await metadata.models([ModelState.ACTIVE]))
-        asked = fingerprint(chosen(settings), settings.model_precision)
+        if made_before:
+            settings = await settled(settings, metadata)
+        else:
+            settings = await decided(settings, await followed_buckets(settings, metadata), say)
+        asked = fingerprint(chosen(settings), precision_asked(settings))
         model = await active_model(metadata, asked, settings.model) if made_before else None
         prepared = await prepare_model(settings, say)
         if model is None:
@@ -50,7 +56,7 @@ async def upgrade_step(settings: ProcessorSettings, say: Callable[[str], None]) 
                 collection=collection_name(prepared.fingerprint, settings.milvus_collection_prefix),
                 dimension=prepared.description.dimension,
                 backend=settings.model_backend,
-                precision=settings.model_precision,
+                precision=precision_asked(settings),
                 description=asdict(prepared.description),
                 state=ModelState.ACTIVE,
                 created_at_us=time.time_ns() // 1000,

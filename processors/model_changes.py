@@ -22,6 +22,9 @@ from infra.settings import ProcessorSettings
 from infra.vector_store.interface import VectorStore
 from infra.verify import Report
 from processors.embedding import prepare_model
+from processors.embedding.active_model import settled_by
+from processors.embedding.choice import precision_asked
+from processors.embedding.fastest import decided
 from schemas.identity import ModelFingerprint, ObjectId
 from schemas.jobs import ReindexArguments, ScanArguments
 from schemas.tables import JobKind, JobState, ModelState
@@ -52,12 +55,19 @@ def settings_of(asked: ReindexArguments, settings: ProcessorSettings) -> Process
 
 
 async def add_filling_model(
-    settings: ProcessorSettings, metadata: MetadataStore, vectors: VectorStore, say: Callable[[str], None]
+    settings: ProcessorSettings,
+    metadata: MetadataStore,
+    vectors: VectorStore,
+    buckets: Sequence[str],
+    say: Callable[[str], None],
 ) -> ModelRow:
     """Prepare the model that the settings name on this host, make its collection, and have it filled from now on.
 
     Raises ConfigurationError, and ModelChangeRefused for the active model and the previous one. Done before: nothing happens.
     """
+    # What it was begun with is gone on with. Any other collection settles nothing: a model may be calibrated anew.
+    begun = settled_by(settings, await metadata.models([ModelState.FILLING]))
+    settings = begun or await decided(settings, buckets, say)
     prepared = await prepare_model(settings, say)
     row = ModelRow(
         fingerprint=prepared.fingerprint,
@@ -65,7 +75,7 @@ async def add_filling_model(
         collection=collection_name(prepared.fingerprint, settings.milvus_collection_prefix),
         dimension=prepared.description.dimension,
         backend=settings.model_backend,
-        precision=settings.model_precision,
+        precision=precision_asked(settings),
         description=asdict(prepared.description),
         state=ModelState.FILLING,
         created_at_us=time.time_ns() // 1000,

@@ -74,6 +74,7 @@ async def _list(settings: CommonSettings) -> list[dict[str, Any]]:
 @models.command()
 @click.argument("name")
 @click.option("--precision", help="Precision of the new model. Without it: the worker's setting.")
+@click.option("--calibration", help="int8: sha256 of the pictures it was calibrated on elsewhere.")
 @click.option("--weights", help="Model own: its weights, a path, s3://bucket/key or an https address.")
 @click.option("--sha256", help="Digest of the weights, where the catalog does not know it.")
 @click.option("--network", help="Model own: the network that the weights are of.")
@@ -83,6 +84,7 @@ def reindex(
     context: click.Context,
     name: str,
     precision: str | None,
+    calibration: str | None,
     weights: str | None,
     sha256: str | None,
     network: str | None,
@@ -92,6 +94,7 @@ def reindex(
     asked = ReindexArguments(
         model=name,
         model_precision=precision,
+        calibration_sha256=calibration or "",
         own_weights=weights,
         weights_sha256=sha256,
         own_network=network,

@@ -89,10 +89,12 @@ class ModelJobs(JobWorker):
         telling = asyncio.create_task(tell())
         try:
             settings = settings_of(arguments, self._settings)
-            model = await add_filling_model(settings, self._metadata, self._vectors, lambda line: log.info("model", step=line))
+            buckets = await followed_buckets(self._settings, self._metadata)
+            model = await add_filling_model(
+                settings, self._metadata, self._vectors, buckets, lambda line: log.info("model", step=line)
+            )
             # Other workers open it at their next batch, in about the same time: what they miss meanwhile, a scan finds.
             await self._models.opened(model.fingerprint)
-            buckets = await followed_buckets(self._settings, self._metadata)
             await until_done(lambda: fill(model.fingerprint, self._metadata, buckets, progress))
         finally:
             telling.cancel()

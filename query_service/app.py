@@ -17,7 +17,7 @@ from infra.health import Check
 from infra.metadata_store.interface import ModelRow
 from infra.retry import until_done
 from infra.settings import QuerySettings
-from processors.embedding.active_model import active_model
+from processors.embedding.active_model import active_model, settled
 from processors.embedding.open_models import OpenModels
 from query_service.admission import Admission
 from query_service.batching import BatchingEmbedder
@@ -163,6 +163,7 @@ def _searching(resources: Resources) -> Context:
     async def context(app: web.Application) -> AsyncIterator[None]:
         settings, metadata = app[SETTINGS], app[METADATA]
         await until_done(metadata.check, on_wait=_say_waiting, give_up_after_seconds=START_PATIENCE_SECONDS)
+        settings = await settled(settings, metadata)
         # Before the model is loaded, or even downloaded: a wrong one should be refused at once.
         await active_model(metadata, resources.fingerprint(settings), settings.model)
 

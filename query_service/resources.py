@@ -14,7 +14,7 @@ from infra.object_store.interface import ObjectStore
 from infra.settings import QuerySettings
 from infra.vector_store.interface import VectorStore
 from processors.embedding.catalog import fingerprint
-from processors.embedding.choice import chosen
+from processors.embedding.choice import chosen, precision_asked
 from processors.embedding.embedder import Embedder, Pixels
 from processors.embedding.open_models import model_of_row
 from query_service.search import Decode
@@ -59,7 +59,7 @@ async def open_model(settings: QuerySettings, row: ModelRow) -> AsyncIterator[Qu
 
 def fingerprint_of(settings: QuerySettings) -> ModelFingerprint:
     """Raises ConfigurationError for a model that there is not."""
-    return fingerprint(chosen(settings), settings.model_precision)
+    return fingerprint(chosen(settings), precision_asked(settings))
 
 
 REAL = Resources(

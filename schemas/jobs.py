@@ -51,10 +51,12 @@ class VerifyArguments(_Arguments):
 
 
 class ReindexArguments(_Arguments):
-    """Fill a second collection: the settings that name the new model. Those left out are the worker's."""
+    """Fill a second collection: the settings that name the new model. Those left out are the worker's, but for what int8 is
+    calibrated on: that belongs to one model."""
 
     model: str = Field(min_length=1, max_length=64)
     model_precision: str | None = None
+    calibration_sha256: str = ""
     own_weights: str | None = None
     weights_sha256: str | None = None
     own_format: str | None = None

@@ -15,8 +15,22 @@ class ModelSettings(ServiceSettings):
 
     model: str = Field("efficientnet_lite0", description="Name in the model catalog. Chosen once, when the collection is made.")
     model_backend: Literal["openvino", "torch"] = Field("openvino", description="Runtime of the model.")
-    model_precision: Literal["fp32", "bf16"] = Field(
-        "fp32", description="Precision of the model. Part of its fingerprint. bf16 needs a processor that has it."
+    model_precision: Literal["auto", "fp32", "bf16", "int8"] = Field(
+        "fp32",
+        description="Precision of the model. Part of its fingerprint. bf16 and int8 need a processor that has it. auto: the "
+        "fastest on the host that makes the collection; kept from then on.",
+    )
+    calibration_dir: Path | None = Field(
+        None,
+        description="int8: folder of the pictures it is calibrated on; unset: those in the followed buckets, and where these "
+        "are too few, pictures that come with the program.",
+    )
+    calibration_pictures: int = Field(300, ge=32, le=2000, description="int8: most pictures it is calibrated on.")
+    calibration_sha256: str = Field(
+        "",
+        pattern=r"^([0-9a-f]{64})?$",
+        description="int8: sha256 of the pictures it was calibrated on, where no collection says it (evaluate). "
+        "Part of the fingerprint.",
     )
     model_threads: int = Field(0, ge=0, le=256, description="Threads of the model; 0: one for each processor.")
     weights_dir: Path | None = Field(None, description="Where weight files are looked for first; unset: the cache folder.")

@@ -13,7 +13,7 @@ from pathlib import Path
 from infra.settings import ProcessorSettings, QuerySettings
 from processors.embedding.bucket_weights import bring_from_bucket
 from processors.embedding.catalog import ModelDescription, fingerprint
-from processors.embedding.choice import chosen
+from processors.embedding.choice import chosen, precision_asked
 from processors.embedding.embedder import Embedder
 from processors.embedding.golden_check import check_golden
 from processors.embedding.host import check_precision
@@ -38,10 +38,10 @@ async def prepare_model(settings: ProcessorSettings | QuerySettings, say: Callab
 
     Quick when that was done before. Raises ConfigurationError that says what to do.
     """
-    description = chosen(settings)
-    label = fingerprint(description, settings.model_precision)
+    description, precision = chosen(settings), precision_asked(settings)
+    label = fingerprint(description, precision)
     # Before a collection is made that this host could not serve.
-    check_precision(settings.model_precision)
+    check_precision(precision)
     return PreparedModel(description, label, await _model_file(description, settings, say))
 
 
@@ -52,15 +52,18 @@ async def open_embedder(
 
     Raises ConfigurationError. The caller closes it.
     """
+    precision = precision_asked(settings)
+    # Before a model is converted that could not run here.
+    check_precision(precision)
     path = await _model_file(description, settings, say)
     # Imported here, because each brings its runtime along: a serving process must not load torch.
     if settings.model_backend == "torch":
         from processors.embedding.torch_backend import TorchEmbedder  # noqa: PLC0415
 
-        return await TorchEmbedder(description, settings.model_precision, path, settings.model_threads).start()
+        return await TorchEmbedder(description, precision, path, settings.model_threads).start()
     from processors.embedding.openvino_backend import OpenVinoEmbedder  # noqa: PLC0415
 
-    return await OpenVinoEmbedder(description, settings.model_precision, path, settings.model_threads).start()
+    return await OpenVinoEmbedder(description, precision, path, settings.model_threads).start()
 
 
 async def _model_file(

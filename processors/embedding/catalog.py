@@ -18,7 +18,10 @@ from infra.settings import ModelSettings
 from processors.raster import SCALING_RULE, DecodeRules
 from schemas.identity import ModelFingerprint
 
-Precision: TypeAlias = Literal["fp32", "bf16"]
+Precision: TypeAlias = Literal["fp32", "bf16", "int8"]
+AUTO: Final = "auto"
+"""The precision of the settings until the host was measured (fastest.py)."""
+
 Network: TypeAlias = Literal["efficientnet_lite0", "resnet50", "gl18_resnet50", "torchscript"]
 WeightsForm: TypeAlias = Literal["state_dict", "safetensors", "torchscript"]
 Colour: TypeAlias = tuple[float, float, float]
@@ -30,6 +33,9 @@ OWN_MODEL: Final = "own"
 """Name of the model whose weights and form the settings describe (choice.py)."""
 
 _FINGERPRINT_FORM: Final = 1
+
+QUANTIZATION_RULE: Final = 1
+"""Of how quantize.py makes int8 of a network: to be raised when it makes other numbers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +115,7 @@ class ModelDescription:
     """`mean` and `deviation` are on the scale of pixel values, 0 to 255.
 
     `gem_power`: exponent of the pooling's power mean; None: the weights' file brings it, or pools by itself.
+    `calibration`: sha256 of the pictures that int8 is calibrated on (calibration.py); empty where nobody said which.
     """
 
     name: str
@@ -122,6 +129,7 @@ class ModelDescription:
     projection: Projection | Whitening | None
     weights: Weights
     precisions: tuple[Precision, ...] = ("fp32",)
+    calibration: str = ""
 
     def decode_rules(self, settings: ModelSettings) -> DecodeRules:
         """How pictures are decoded for this model, within this deployment's limits."""
@@ -147,6 +155,7 @@ CATALOG: Final = {
             gem_power=3.0,
             projection=None,
             # Not in bf16: the golden pictures' cosine to fp32 was 0.998 on OpenVINO and 0.992 on torch.
+            precisions=("fp32", "int8"),
             weights=Weights(
                 file_name="efficientnet-lite0-57934424.pth",
                 sha256="579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
@@ -163,7 +172,7 @@ CATALOG: Final = {
             deviation=IMAGENET_DEVIATION,
             gem_power=3.0,
             projection=Projection(seed="resnet50/1", columns=2048),
-            precisions=("fp32", "bf16"),
+            precisions=("fp32", "bf16", "int8"),
             weights=Weights(
                 file_name="resnet50-11ad3fa6.pth",
                 sha256="11ad3fa62ca79e40addfd354a8ec4b7c75143b3038b8d2a807fbc68deab379ca",
@@ -180,7 +189,7 @@ CATALOG: Final = {
             deviation=IMAGENET_DEVIATION,
             gem_power=None,
             projection=Whitening(columns=2048),
-            precisions=("fp32", "bf16"),
+            precisions=("fp32", "bf16", "int8"),
             weights=Weights(
                 file_name="gl18-tl-resnet50-gem-w-83fdc30.pth",
                 # Published nowhere. Its own loader checks nothing, so what the digits in the name are is not known either.
@@ -253,6 +262,11 @@ def fingerprint(description: ModelDescription, precision: Precision) -> ModelFin
         )
     if not description.weights.sha256:
         raise ConfigurationError(f"nobody said the sha256 of the weights of {description.name}: IMAGE_SEARCH_WEIGHTS_SHA256")
+    if precision == "int8" and not description.calibration:
+        raise ConfigurationError(
+            f"{description.name} in int8 is calibrated when its collection is made, and there is none here: say which pictures "
+            "it was calibrated on, IMAGE_SEARCH_CALIBRATION_SHA256"
+        )
     parts = {
         "form": _FINGERPRINT_FORM,
         "name": description.name,
@@ -266,6 +280,13 @@ def fingerprint(description: ModelDescription, precision: Precision) -> ModelFin
         "projection": asdict(description.projection) if description.projection else None,
         "dimension": description.dimension,
         "precision": precision,
+        **({"calibration": [QUANTIZATION_RULE, description.calibration]} if precision == "int8" else {}),
     }
     canonical = json.dumps(parts, sort_keys=True, separators=(",", ":"))
     return ModelFingerprint(hashlib.sha256(canonical.encode()).hexdigest())
+
+
+def precision_of(description: ModelDescription, label: ModelFingerprint) -> Precision | None:
+    """The precision in which the model has this fingerprint."""
+    named = (one for one in description.precisions if one != "int8" or description.calibration)
+    return next((one for one in named if fingerprint(description, one) == label), None)

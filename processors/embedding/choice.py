@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 from infra.errors import ConfigurationError
 from infra.settings import ModelSettings
 from processors.embedding.catalog import (
+    AUTO,
     CATALOG,
     IMAGENET_DEVIATION,
     IMAGENET_MEAN,
@@ -18,6 +19,7 @@ from processors.embedding.catalog import (
     Colour,
     LocalFile,
     ModelDescription,
+    Precision,
     Source,
     WebFile,
     Weights,
@@ -34,6 +36,21 @@ def chosen(settings: ModelSettings) -> ModelDescription:
 
     Raises ConfigurationError for a model that there is not, and for settings that contradict it.
     """
+    return replace(_chosen(settings), calibration=settings.calibration_sha256)
+
+
+def precision_asked(settings: ModelSettings) -> Precision:
+    """Raises ConfigurationError while it is `auto`: active_model.py and fastest.py settle it."""
+    if settings.model_precision == AUTO:
+        raise ConfigurationError(
+            "IMAGE_SEARCH_MODEL_PRECISION: auto is settled when the collection is made, and there is none here: name one"
+        )
+    if settings.model_precision == "int8" and settings.model_backend == "torch":
+        raise ConfigurationError("IMAGE_SEARCH_MODEL_PRECISION: int8 runs on IMAGE_SEARCH_MODEL_BACKEND=openvino only")
+    return settings.model_precision
+
+
+def _chosen(settings: ModelSettings) -> ModelDescription:
     if settings.model == OWN_MODEL:
         return _own(settings)
     row = find(settings.model)

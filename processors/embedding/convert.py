@@ -14,6 +14,7 @@ from pathlib import Path
 
 from infra.errors import ImageSearchError
 from processors.child_process import die_with_parent
+from processors.embedding.calibration import read_calibration
 from processors.embedding.catalog import fingerprint
 from processors.embedding.file_lock import locked
 from processors.embedding.golden_check import GOLDEN_PICTURES, GoldenVectors, golden_pixels
@@ -66,12 +67,12 @@ def convert(job: ConversionJob, say: Callable[[str], None]) -> None:
         for leftover in (scratch, folder):
             shutil.rmtree(leftover, ignore_errors=True)
         scratch.mkdir()
-        _write_model(job, label, weights, scratch)
+        _write_model(job, label, weights, scratch, say)
         scratch.rename(folder)
         say(f"{job.description.name} is converted: {folder}")
 
 
-def _write_model(job: ConversionJob, label: ModelFingerprint, weights: Path, folder: Path) -> None:
+def _write_model(job: ConversionJob, label: ModelFingerprint, weights: Path, folder: Path, say: Callable[[str], None]) -> None:
     # Only when there is something to convert: both take seconds to import.
     import torch  # noqa: PLC0415
 
@@ -85,6 +86,11 @@ def _write_model(job: ConversionJob, label: ModelFingerprint, weights: Path, fol
         example = torch.zeros((2, *shape), dtype=torch.uint8)
         model = openvino.convert_model(network, example_input=example, input=[openvino.PartialShape([-1, *shape])])
         reference = network(torch.from_numpy(golden_pixels(job.description))).tolist()
+    if job.calibration is not None:
+        from processors.embedding.quantize import quantized  # noqa: PLC0415 - as above
+
+        say(f"calibrating {job.description.name}: a minute or a few")
+        model = quantized(model, job.description, read_calibration(job.calibration))
     openvino.save_model(model, folder / MODEL_FILE, compress_to_fp16=False)
     golden = GoldenVectors(
         fingerprint=fingerprint(job.description, "fp32"), vectors=dict(zip(GOLDEN_PICTURES, reference, strict=True))

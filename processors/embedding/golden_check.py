@@ -11,11 +11,11 @@ from pydantic import BaseModel, ConfigDict
 
 from infra.errors import ConfigurationError
 from processors.decode import decode
-from processors.embedding.catalog import ModelDescription, Precision, fingerprint
+from processors.embedding.catalog import ModelDescription, Precision, fingerprint, precision_of
 from processors.embedding.embedder import Embedder, Pixels, Vectors
 from processors.raster import DecodeRules
 
-GOLDEN_COSINE: Final[dict[Precision, float]] = {"fp32": 0.9999, "bf16": 0.999}
+GOLDEN_COSINE: Final[dict[Precision, float]] = {"fp32": 0.9999, "bf16": 0.999, "int8": 0.99}
 """Least cosine of a vector to the reference's, which is always of fp32."""
 
 GOLDEN_PICTURES: Final = ("hills.jpg", "houses.png")
@@ -58,7 +58,7 @@ async def check_golden(embedder: Embedder, description: ModelDescription) -> flo
     golden = golden_vectors(description)
     if golden is None:
         return None
-    precision = next((one for one in description.precisions if fingerprint(description, one) == embedder.fingerprint), None)
+    precision = precision_of(description, embedder.fingerprint)
     if precision is None or golden.fingerprint != fingerprint(description, "fp32"):
         raise ConfigurationError(
             f"the golden vectors of {description.name} are of another fingerprint ({golden.fingerprint[:16]}) than the model "

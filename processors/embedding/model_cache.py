@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import importlib.util
 import os
 import sys
 from collections.abc import Callable
@@ -15,7 +16,9 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from infra.errors import ConfigurationError
 from infra.settings import ProcessorSettings, QuerySettings
 from processors.embedding.bucket_weights import bring_from_bucket
+from processors.embedding.calibration import find_calibration
 from processors.embedding.catalog import ModelDescription, Precision, fingerprint
+from processors.embedding.choice import precision_asked
 from processors.embedding.weights import WeightFolders, file_digest
 from schemas.identity import ModelFingerprint
 
@@ -41,6 +44,7 @@ class ConversionJob(BaseModel):
     precision: Precision
     own_weights: Path | None
     downloads: Path
+    calibration: Path | None = None
     models: Path
     parent_pid: int
 
@@ -91,7 +95,8 @@ async def ensure_converted(
 
     Several processes may ask at once: one converts, the others wait for it.
     """
-    label = fingerprint(description, settings.model_precision)
+    precision = precision_asked(settings)
+    label = fingerprint(description, precision)
     models = settings.cache_dir / "models"
     path = await asyncio.to_thread(find_converted, models, label)
     if path is not None:
@@ -100,18 +105,29 @@ async def ensure_converted(
     folders = WeightFolders.from_settings(settings)
     job = ConversionJob(
         description=description,
-        precision=settings.model_precision,
+        precision=precision,
         own_weights=folders.own,
         downloads=folders.downloads,
+        calibration=await asyncio.to_thread(_calibration, description, folders) if precision == "int8" else None,
         models=models,
         parent_pid=os.getpid(),
     )
-    say(f"converting {description.name} ({settings.model_precision}) for this host")
+    say(f"converting {description.name} ({precision}) for this host")
     await _convert(job, say)
     path = await asyncio.to_thread(find_converted, models, label)
     if path is None:
         raise ConfigurationError(f"the converted {description.name} in {models} was damaged while it was written; try again")
     return path
+
+
+def _calibration(description: ModelDescription, folders: WeightFolders) -> Path:
+    # Before torch is loaded to be told.
+    if importlib.util.find_spec("nncf") is None:
+        raise ConfigurationError(
+            "IMAGE_SEARCH_MODEL_PRECISION: to calibrate int8 a package is needed that is not installed (nncf): "
+            "pip install 'image-search[training]', or copy the converted model here from a host that has it (docs/models.md)"
+        )
+    return find_calibration(description, folders)
 
 
 async def _convert(job: ConversionJob, say: Callable[[str], None]) -> None:

@@ -13,7 +13,8 @@ from processors.embedding.model_cache import GOLDEN_FILE
 from processors.embedding.model_thread import PICTURES_AT_ONCE, ModelThread
 from processors.embedding.openvino_runtime import openvino
 
-_HINTS: Final[dict[Precision, str]] = {"fp32": "f32", "bf16": "bf16"}
+# Of int8 what is left in floats: the layers that quantize.py spares.
+_HINTS: Final[dict[Precision, str]] = {"fp32": "f32", "bf16": "bf16", "int8": "f32"}
 
 
 class OpenVinoEmbedder(ModelThread):

@@ -86,9 +86,12 @@ def evaluate(
 
 def _models_under_test(names: tuple[str, ...], context: click.Context) -> list[ModelUnderTest]:
     """Without a name the model of the settings. A precision that is not named is that of the settings."""
+    from functools import partial
+
     from infra.settings import DEFAULT_STATE_DIR, ProcessorSettings, load
     from processors.embedding.catalog import OWN_MODEL, find, fingerprint
-    from processors.embedding.choice import chosen
+    from processors.embedding.choice import chosen, precision_asked
+    from processors.embedding.fastest import decided
     from processors.embedding.host import check_precision
     from processors.training.extraction import ModelUnderTest
 
@@ -102,10 +105,12 @@ def _models_under_test(names: tuple[str, ...], context: click.Context) -> list[M
             given["own_weights"] = ""
             given |= {"weights_sha256": ""} if find(name).weights.sha256 else {}
         settings = load(ProcessorSettings, state_dir=state_dir, **given)
+        # No server is asked: without a folder or a digest, int8 is calibrated on the pictures that come with the program.
+        settings = asyncio.run(decided(settings, (), partial(click.echo, err=True)))
         description = chosen(settings)
         # Before other models are loaded: does it come in that precision, and can this host run it?
-        fingerprint(description, settings.model_precision)
-        check_precision(settings.model_precision)
+        fingerprint(description, precision_asked(settings))
+        check_precision(precision_asked(settings))
         models.append(ModelUnderTest(label, description, settings))
     return models
 

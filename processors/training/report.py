@@ -7,6 +7,7 @@ from rich.console import Console
 from rich.table import Table
 
 from processors.embedding.catalog import fingerprint
+from processors.embedding.choice import precision_asked
 from processors.training.edits import Edit
 from processors.training.extraction import ModelUnderTest
 from processors.training.measures import KindMeasures, Measures
@@ -48,11 +49,11 @@ class ModelReport(_Document):
     ) -> ModelReport:
         return cls(
             label=model.label,
-            fingerprint=fingerprint(model.description, model.settings.model_precision),
+            fingerprint=fingerprint(model.description, precision_asked(model.settings)),
             dimension=model.description.dimension,
             input_size=model.description.input_size,
             backend=model.settings.model_backend,
-            precision=model.settings.model_precision,
+            precision=precision_asked(model.settings),
             measures=measures,
             kinds=kinds,
             worst_misses=worst_misses,

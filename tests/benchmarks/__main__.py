@@ -16,7 +16,7 @@ from infra.settings import ProcessorSettings
 from processors.embedding import open_embedder
 from processors.embedding.active_model import active_model
 from processors.embedding.catalog import fingerprint
-from processors.embedding.choice import chosen
+from processors.embedding.choice import chosen, precision_asked
 from tests.benchmarks import bare, index, instead, measures, queries
 from tests.benchmarks.report import Result, publish
 from tests.pictures import edited_copy, jpeg
@@ -34,7 +34,7 @@ async def embedded(stack: FullStack, console: Console) -> tuple[list[Result], di
     settings = stack.settings(ProcessorSettings)
     metadata, vectors = await metadata_store.connect(settings), await vector_store.connect(settings)
     description = chosen(settings)
-    model = await active_model(metadata, fingerprint(description, settings.model_precision), description.name)
+    model = await active_model(metadata, fingerprint(description, precision_asked(settings)), description.name)
     embedder = await open_embedder(description, settings)
     try:
         rules = description.decode_rules(settings)

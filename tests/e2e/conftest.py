@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import boto3
@@ -62,20 +64,27 @@ class Deployment:
             parameters["cursor"] = page["next"]
 
 
+@contextmanager
+def deployed(folder: Path, profile: str = "embedded", **variables: str) -> Iterator[Deployment]:
+    """A stack of one's own, with these settings."""
+    with FullStack.running(folder, arguments=("--profile", profile), **variables) as stack:
+        given = stack.variables()
+        s3 = boto3.client(
+            "s3",
+            endpoint_url=given["S3_ENDPOINT"],
+            aws_access_key_id=given["S3_ACCESS_KEY"],
+            aws_secret_access_key=given["S3_SECRET_KEY"],
+            region_name="us-east-1",
+            config=Config(s3={"addressing_style": "path"}),
+        )
+        yield Deployment(profile, stack, s3, given["S3_BUCKET"])
+        s3.close()
+
+
 @pytest.fixture(scope="session", params=["embedded", "full"])
 def deployment(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
     profile: str = request.param
     if profile == "full":
         require_full_servers()
-    with FullStack.running(tmp_path_factory.mktemp("stack"), arguments=("--profile", profile)) as stack:
-        variables = stack.variables()
-        s3 = boto3.client(
-            "s3",
-            endpoint_url=variables["S3_ENDPOINT"],
-            aws_access_key_id=variables["S3_ACCESS_KEY"],
-            aws_secret_access_key=variables["S3_SECRET_KEY"],
-            region_name="us-east-1",
-            config=Config(s3={"addressing_style": "path"}),
-        )
-        yield Deployment(profile, stack, s3, variables["S3_BUCKET"])
-        s3.close()
+    with deployed(tmp_path_factory.mktemp("stack"), profile) as deployment:
+        yield deployment

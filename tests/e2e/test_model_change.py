@@ -14,20 +14,17 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import boto3
 import requests
-from botocore.config import Config
 
 from infra import metadata_store
 from infra.settings import CommonSettings
 from processors.embedding.catalog import CATALOG
 from schemas.tables import ModelState
-from tests.e2e.conftest import WAIT_SECONDS, Deployment
+from tests.e2e.conftest import WAIT_SECONDS, Deployment, deployed
 from tests.pictures import jpeg
 from tests.stack import IMAGE_SEARCH, FullStack
 
@@ -38,23 +35,6 @@ OLD, NEW = "efficientnet_lite0", "own"
 
 def _key(number: int) -> str:
     return f"change/{number:03}.jpg"
-
-
-@contextmanager
-def _deployment(folder: Path) -> Iterator[Deployment]:
-    # Small batches: the kill must find the filling half done.
-    with FullStack.running(folder, IMAGE_SEARCH_BATCH_SIZE="4") as stack:
-        variables = stack.variables()
-        s3 = boto3.client(
-            "s3",
-            endpoint_url=variables["S3_ENDPOINT"],
-            aws_access_key_id=variables["S3_ACCESS_KEY"],
-            aws_secret_access_key=variables["S3_SECRET_KEY"],
-            region_name="us-east-1",
-            config=Config(s3={"addressing_style": "path"}),
-        )
-        yield Deployment("embedded", stack, s3, variables["S3_BUCKET"])
-        s3.close()
 
 
 class _Searching:
@@ -121,7 +101,8 @@ def _kill_worker_while_filling(stack: FullStack) -> None:
 
 
 def test_the_model_is_changed_while_searches_go_on(tmp_path: Path) -> None:
-    with _deployment(tmp_path) as deployment:
+    # Small batches: the kill must find the filling half done.
+    with deployed(tmp_path, IMAGE_SEARCH_BATCH_SIZE="4") as deployment:
         stack = deployment.stack
         tokens = [deployment.put(_key(number), jpeg(number)) for number in range(PICTURES)]
         deployment.image(_key(PICTURES - 1), wait_for=tokens[-1])

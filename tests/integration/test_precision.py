@@ -19,7 +19,7 @@ from infra.settings import ProcessorSettings
 from processors.decode import decode
 from processors.embedding import golden_check, host, open_embedder, prepare_model
 from processors.embedding.catalog import fingerprint
-from processors.embedding.choice import chosen
+from processors.embedding.choice import chosen, precision_asked
 from processors.embedding.embedder import Vectors
 from processors.embedding.golden_check import GOLDEN_COSINE, GoldenVectors
 from processors.embedding.model_cache import GOLDEN_FILE, Manifest
@@ -64,7 +64,7 @@ async def vectors_of(settings: ProcessorSettings) -> Vectors:
     row = chosen(settings)
     embedder = await open_embedder(row, settings)
     try:
-        assert embedder.fingerprint == fingerprint(row, settings.model_precision)
+        assert embedder.fingerprint == fingerprint(row, precision_asked(settings))
         rules = row.decode_rules(settings)
         return await embedder.embed(np.stack([decode(jpeg(seed), rules).pixels for seed in range(12)]))
     finally:
@@ -105,7 +105,7 @@ async def test_a_host_without_bf16_refuses_it(
 
 async def test_a_model_that_bf16_hurts_does_not_come_in_it() -> None:
     settings = ProcessorSettings(model_precision="bf16")
-    with pytest.raises(ConfigurationError, match="efficientnet_lite0 comes in fp32, not in bf16"):
+    with pytest.raises(ConfigurationError, match="efficientnet_lite0 comes in fp32, int8, not in bf16"):
         await prepare_model(settings, print)
 
 
