@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 EDITS = ("crop", "resize", "jpeg", "blur", "overlay", "text", "flip", "rotate", "colour", "screenshot")
 """The names of edits.Edit, which a test compares: help must not wait for Pillow."""
 
-DEFAULT_WHITENING = 1.0
+DEFAULT_WHITENING = 0.5
 """Measured: docs/evaluation.md."""
 
 _path = click.Path(exists=True, path_type=Path)
