@@ -41,8 +41,16 @@ class ModelChangeRefused(PermanentError):
     """A change that would break a promise. The message says what to do first."""
 
 
+_OF_ONE_MODEL = ("own_weights", "weights_sha256", "own_format", "own_network", "own_dimension", "own_input_pixels")
+_OF_ONE_PROJECTION = ("projection", "projection_sha256", "projection_dimension")
+
+
 class ReindexArguments(BaseModel):
-    """What is asked of reindexing: the settings that name the new model. Those left out are the worker's."""
+    """What is asked of reindexing: the settings that name the new model. Those left out are the worker's.
+
+    But a projection that is not named is none, or no model could be had without it again; and what the worker's settings say
+    of one model is not said of another.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
@@ -54,11 +62,16 @@ class ReindexArguments(BaseModel):
     own_network: str | None = None
     own_dimension: int | None = None
     own_input_pixels: int | None = None
+    projection: str | None = None
+    projection_sha256: str | None = None
+    projection_dimension: int | None = None
 
     def settings(self, settings: ProcessorSettings) -> ProcessorSettings:
         """Raises ValueError (of pydantic) for what no setting can be."""
-        asked = {**settings.model_dump(), **self.model_dump(exclude_none=True)}
-        return type(settings).model_validate(asked)
+        anew = _OF_ONE_PROJECTION if self.model == settings.model else _OF_ONE_PROJECTION + _OF_ONE_MODEL
+        # Said, not left out: what is left out would be read from the environment.
+        unset = {name: type(settings).model_fields[name].default for name in anew}
+        return type(settings).model_validate({**settings.model_dump(), **unset, **self.model_dump(exclude_none=True)})
 
 
 class ModelArguments(BaseModel):

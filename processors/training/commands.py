@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shlex
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -216,13 +217,19 @@ def fit_projection(
     left_out = "".join(f", left out {number} × {reason}" for reason, number in sorted(fitted.refused.items()))
     aside.print(
         f"{facts.model}: {facts.columns} to {facts.dimension} floats, fitted on {facts.pictures} pictures{left_out}; "
-        f"{100 * fitted.kept:.1f} % of the variance kept, shrinkage {facts.shrinkage:.3f}"
+        f"{100 * fitted.kept:.1f} % of the variance kept, shrinkage {facts.shrinkage:.3f}",
+        soft_wrap=True,
     )
     if facts.pictures < facts.columns:
         aside.print(f"fewer pictures than the model has floats ({facts.columns}): more would make it better")
-    aside.print("To use it, for a new collection:")
-    click.echo(f"IMAGE_SEARCH_PROJECTION={output.resolve()}")
-    click.echo(f"IMAGE_SEARCH_PROJECTION_SHA256={file_digest(output)}")
+    place, digest = output.resolve(), file_digest(output)
+    change = f"image-search models reindex {facts.model} --projection {shlex.quote(str(place))}"
+    change += f" --projection-sha256 {digest} --projection-dimension {facts.dimension}"
+    aside.print(
+        f"To change to it while the index goes on answering:\n{change}\nTo use it for a new collection:", soft_wrap=True
+    )
+    click.echo(f"IMAGE_SEARCH_PROJECTION={place}")
+    click.echo(f"IMAGE_SEARCH_PROJECTION_SHA256={digest}")
     click.echo(f"IMAGE_SEARCH_PROJECTION_DIMENSION={facts.dimension}")
 
 

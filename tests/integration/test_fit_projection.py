@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -19,13 +20,15 @@ from infra.object_store.memory import MemoryObjectStore
 from infra.settings import CommonSettings, ProcessorSettings
 from infra.vector_store.memory import MemoryVectorStore
 from processors.commands import upgrade_step
-from processors.decode import decode
+from processors.decode import Decoded, decode
 from processors.embedding import check_golden, open_embedder
-from processors.embedding.catalog import CATALOG, fingerprint
+from processors.embedding.catalog import CATALOG, description_of, fingerprint
 from processors.embedding.choice import chosen, projected
 from processors.embedding.embedder import Vectors
+from processors.embedding.open_models import OpenModels, model_of_row
 from processors.embedding.projection_file import FittedMap, ProjectionFacts, read_any_projection, write_projection
 from processors.embedding.weights import file_digest
+from processors.model_changes import ReindexArguments, add_filling_model
 from processors.training.extraction import ModelUnderTest
 from schemas.identity import ObjectRef
 from schemas.tables import ModelState
@@ -66,6 +69,7 @@ def fitted(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str
     assert done.exit_code == 0, done.stderr
     assert f"1280 to {DIMENSION} floats, fitted on {PICTURES} pictures, left out 1 × NOT_AN_IMAGE" in done.stderr
     assert "fewer pictures than the model has floats" in done.stderr
+    assert f"models reindex {LITE0} --projection {file} --projection-sha256 {file_digest(file)} --projection-d" in done.stderr
     return dict(line.split("=", 1) for line in done.stdout.splitlines())
 
 
@@ -100,7 +104,11 @@ async def test_both_backends_compute_what_the_file_says(fitted: dict[str, str]) 
     assert np.sum(served * reference, axis=1).min() >= FP32_COSINE
 
 
-async def test_upgrade_makes_a_collection_of_that_dimension(fitted: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+Twins = tuple[MemoryMetadataStore, MemoryVectorStore]
+
+
+@pytest.fixture
+def twins(monkeypatch: pytest.MonkeyPatch) -> Twins:
     metadata, vectors = MemoryMetadataStore(), MemoryVectorStore()
 
     async def rows(_: CommonSettings) -> MemoryMetadataStore:
@@ -111,6 +119,11 @@ async def test_upgrade_makes_a_collection_of_that_dimension(fitted: dict[str, st
 
     monkeypatch.setattr(metadata_store, "connect", rows)
     monkeypatch.setattr(vector_store, "connect", collections)
+    return metadata, vectors
+
+
+async def test_upgrade_makes_a_collection_of_that_dimension(fitted: dict[str, str], twins: Twins) -> None:
+    metadata, vectors = twins
     settings = settings_for(fitted)
     await upgrade_step(settings, print)
     (model,) = await metadata.models([ModelState.ACTIVE])
@@ -119,8 +132,69 @@ async def test_upgrade_makes_a_collection_of_that_dimension(fitted: dict[str, st
     await vectors.create_collection(model.collection, dimension=DIMENSION)
     with pytest.raises(ConfigurationError, match=f"has {DIMENSION} dimensions"):
         await vectors.create_collection(model.collection, dimension=1280)
-    with pytest.raises(ConfigurationError, match="was made with"):
+    digest = fitted["IMAGE_SEARCH_PROJECTION_SHA256"]
+    with pytest.raises(ConfigurationError, match=f"was made with.* and the projection whose sha256 is {digest}"):
         await upgrade_step(ProcessorSettings(), print)
+
+
+def turned_round(file: Path, fitted: dict[str, str]) -> ProcessorSettings:
+    """Settings that name another projection for the same model: the same one with its rows the other way round, and fewer."""
+    known = read_any_projection(Path(fitted["IMAGE_SEARCH_PROJECTION"]))
+    facts = known.facts.model_copy(update={"dimension": DIMENSION // 2})
+    write_projection(file, FittedMap(facts, known.mean, known.matrix[::-1][: facts.dimension]))
+    return ProcessorSettings(projection=str(file), projection_sha256=file_digest(file), projection_dimension=facts.dimension)
+
+
+async def test_each_model_that_is_kept_is_opened_with_the_projection_of_its_row(
+    fitted: dict[str, str], twins: Twins, tmp_path: Path
+) -> None:
+    """A change from the model without to the model with one, on a worker whose settings name a third."""
+    metadata, vectors = twins
+    await upgrade_step(ProcessorSettings(), print)
+    other = turned_round(tmp_path / "other.safetensors", fitted)
+    given = {name.removeprefix("IMAGE_SEARCH_").lower(): value for name, value in fitted.items()}
+    asked = ReindexArguments.model_validate({"model": LITE0, **given}).settings(other)
+    row = await add_filling_model(asked, metadata, vectors, print)
+    (active,) = await metadata.models([ModelState.ACTIVE])
+    assert (row.state, row.name, row.dimension) == (ModelState.FILLING, active.name, DIMENSION)
+    assert row.collection != active.collection and row.fingerprint == fingerprint(chosen(settings_for(fitted)), "fp32")
+    stored = replace(row, description=json.loads(json.dumps(row.description)))
+    assert description_of(stored) == chosen(asked) == chosen(settings_for(fitted))
+    models = OpenModels(metadata, partial(model_of_row, settings=other))
+    try:
+        await models.start()
+        await models.opened(row.fingerprint)
+        async with models.in_use() as ((pool, plain), (same, filling)):
+            files = [jpeg(seed, (160, 120)) for seed in range(200, 206)]
+            decoded = [[one.pixels for one in await way.decode(files) if isinstance(one, Decoded)] for way in (pool, same)]
+            without, found = await plain.embed(np.stack(decoded[0])), await filling.embed(np.stack(decoded[1]))
+    finally:
+        await models.close()
+    assert filling.fingerprint == row.fingerprint and (without.shape, found.shape) == ((6, 1280), (6, DIMENSION))
+    fit = read_any_projection(Path(fitted["IMAGE_SEARCH_PROJECTION"]))
+    expected = (without - fit.mean) @ fit.matrix.T
+    expected /= np.linalg.norm(expected, axis=1, keepdims=True)
+    assert np.sum(found * expected, axis=1).min() >= FP32_COSINE
+
+
+async def test_a_model_whose_projection_is_gone_or_another_now_is_not_opened(
+    fitted: dict[str, str], twins: Twins, tmp_path: Path
+) -> None:
+    """On a host that has not converted it yet."""
+    metadata, _ = twins
+    file = tmp_path / "p.safetensors"
+    write_projection(file, read_any_projection(Path(fitted["IMAGE_SEARCH_PROJECTION"])))  # the same bytes
+    await upgrade_step(settings_for({**fitted, "IMAGE_SEARCH_PROJECTION": str(file)}), print)
+    (row,) = await metadata.models()
+    elsewhere = ProcessorSettings(cache_dir=tmp_path / "cache")
+    turned_round(file, fitted)
+    with pytest.raises(ConfigurationError, match="its sha256 is"):
+        async with model_of_row(row, elsewhere):
+            pass
+    file.unlink()
+    with pytest.raises(ConfigurationError, match=r"IMAGE_SEARCH_PROJECTION: there is no file .*p\.safetensors"):
+        async with model_of_row(row, elsewhere):
+            pass
 
 
 def test_a_bucket_gives_what_a_folder_gives(
