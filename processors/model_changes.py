@@ -41,6 +41,10 @@ DROP_GRACE_SECONDS = 5.0
 """Longer than a worker takes from its look at the table of models to its write."""
 
 
+_OF_ONE_MODEL = ("own_weights", "weights_sha256", "own_format", "own_network", "own_dimension", "own_input_pixels")
+_OF_ONE_PROJECTION = ("projection", "projection_sha256", "projection_dimension")
+
+
 class ReindexProgress(BaseModel):
     phase: Literal["preparing", "filling", "filled"] = "preparing"
     fingerprint: str | None = None
@@ -51,7 +55,10 @@ class ReindexProgress(BaseModel):
 
 def settings_of(asked: ReindexArguments, settings: ProcessorSettings) -> ProcessorSettings:
     """The worker's settings with what was asked for. Raises ValueError (of pydantic) for what no setting can be."""
-    return type(settings).model_validate({**settings.model_dump(), **asked.model_dump(exclude_none=True)})
+    anew = _OF_ONE_PROJECTION if asked.model == settings.model else _OF_ONE_PROJECTION + _OF_ONE_MODEL
+    # Said, not left out: what is left out would be read from the environment.
+    unset = {name: type(settings).model_fields[name].default for name in anew}
+    return type(settings).model_validate({**settings.model_dump(), **unset, **asked.model_dump(exclude_none=True)})
 
 
 async def add_filling_model(

@@ -79,6 +79,11 @@ async def _list(settings: CommonSettings) -> list[dict[str, Any]]:
 @click.option("--sha256", help="Digest of the weights, where the catalog does not know it.")
 @click.option("--network", help="Model own: the network that the weights are of.")
 @click.option("--input-pixels", type=int, help="Model own: height and width of its input.")
+@click.option(
+    "--projection", help="A projection by fit-projection: a path, s3://bucket/key or an https address. Default: none."
+)
+@click.option("--projection-sha256", help="Digest of the projection's file.")
+@click.option("--projection-dimension", type=int, help="Floats of a vector that the projection makes.")
 @click.pass_context
 def reindex(
     context: click.Context,
@@ -89,6 +94,9 @@ def reindex(
     sha256: str | None,
     network: str | None,
     input_pixels: int | None,
+    projection: str | None,
+    projection_sha256: str | None,
+    projection_dimension: int | None,
 ) -> None:
     """Fill a second collection with the model NAME while the active one answers. Asked again, it goes on where it was."""
     asked = ReindexArguments(
@@ -99,6 +107,9 @@ def reindex(
         weights_sha256=sha256,
         own_network=network,
         own_input_pixels=input_pixels,
+        projection=projection,
+        projection_sha256=projection_sha256,
+        projection_dimension=projection_dimension,
     )
     _run(context, JobKind.REINDEX, asked)
 

@@ -51,8 +51,11 @@ class VerifyArguments(_Arguments):
 
 
 class ReindexArguments(_Arguments):
-    """Fill a second collection: the settings that name the new model. Those left out are the worker's, but for what int8 is
-    calibrated on: that belongs to one model."""
+    """Fill a second collection: the settings that name the new model. Those left out are the worker's.
+
+    But a projection and a calibration that are not named are none, or no model could be had without them again; and what the
+    worker's settings say of one model is not said of another.
+    """
 
     model: str = Field(min_length=1, max_length=64)
     model_precision: str | None = None
@@ -63,6 +66,9 @@ class ReindexArguments(_Arguments):
     own_network: str | None = None
     own_dimension: int | None = None
     own_input_pixels: int | None = None
+    projection: str | None = None
+    projection_sha256: str | None = None
+    projection_dimension: int | None = None
 
 
 class ModelArguments(_Arguments):

@@ -59,6 +59,14 @@ class ModelSettings(ServiceSettings):
     )
     own_deviation: Numbers = Field((), description="Model own: deviation of red, green and blue, as the mean.")
 
+    projection: str = Field(
+        "",
+        description="A projection by `image-search fit-projection`: a path, s3://bucket/key or an https address. Empty: none "
+        "but the model's own. Part of the fingerprint.",
+    )
+    projection_sha256: str = Field("", pattern=r"^([0-9a-f]{64})?$", description="sha256 of the projection's file.")
+    projection_dimension: int = Field(0, ge=0, le=32768, description="Floats of a vector that the projection makes.")
+
     decode_workers: int = Field(0, ge=0, le=64, description="Decode processes; 0: one for each processor.")
     decode_timeout_seconds: float = Field(5.0, gt=0, description="Longest time to decode one picture.")
     decode_memory_mib: int = Field(1024, ge=256, description="Address space of a decode process.")

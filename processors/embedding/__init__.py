@@ -18,7 +18,7 @@ from processors.embedding.embedder import Embedder
 from processors.embedding.golden_check import check_golden
 from processors.embedding.host import check_precision
 from processors.embedding.model_cache import ensure_converted
-from processors.embedding.weights import WeightFolders, obtain
+from processors.embedding.weights import WeightFolders, obtain, obtain_projection
 from schemas.identity import ModelFingerprint
 
 __all__ = ["PreparedModel", "check_golden", "open_embedder", "prepare_model"]
@@ -60,7 +60,8 @@ async def open_embedder(
     if settings.model_backend == "torch":
         from processors.embedding.torch_backend import TorchEmbedder  # noqa: PLC0415
 
-        return await TorchEmbedder(description, precision, path, settings.model_threads).start()
+        projection = await asyncio.to_thread(obtain_projection, description, WeightFolders.from_settings(settings), say)
+        return await TorchEmbedder(description, precision, path, settings.model_threads, projection).start()
     from processors.embedding.openvino_backend import OpenVinoEmbedder  # noqa: PLC0415
 
     return await OpenVinoEmbedder(description, precision, path, settings.model_threads).start()
@@ -71,5 +72,7 @@ async def _model_file(
 ) -> Path:
     if settings.model_backend == "torch":
         await bring_from_bucket(description, settings, say)
-        return await asyncio.to_thread(obtain, description, WeightFolders.from_settings(settings), say)
+        folders = WeightFolders.from_settings(settings)
+        await asyncio.to_thread(obtain_projection, description, folders, say)
+        return await asyncio.to_thread(obtain, description, folders, say)
     return await ensure_converted(description, settings, say)

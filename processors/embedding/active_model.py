@@ -31,16 +31,20 @@ async def active_model(metadata: MetadataStore, asked: ModelFingerprint, name: s
             f"the collection {active.collection} was made with {active.name} ({active.precision}), fingerprint "
             f"{active.fingerprint[:16]}; the settings now ask for {name}, fingerprint {asked[:16]}. Vectors of two "
             f"models cannot be compared: set IMAGE_SEARCH_MODEL={active.name} and "
-            f"IMAGE_SEARCH_MODEL_PRECISION={active.precision} again{_weights(active)} and run the version that made the "
+            f"IMAGE_SEARCH_MODEL_PRECISION={active.precision} again{_files(active)} and run the version that made the "
             "collection; to change the model while it goes on answering: image-search models reindex; or start anew with "
             "`image-search down --wipe`"
         )
     return active
 
 
-def _weights(active: ModelRow) -> str:
-    digest = (active.description.get("weights") or {}).get("sha256")
-    return f" (with the weights whose sha256 is {digest})" if digest else ""
+def _files(active: ModelRow) -> str:
+    weights = (active.description.get("weights") or {}).get("sha256")
+    if not weights:
+        return ""
+    fitted = ((active.description.get("projection") or {}).get("file") or {}).get("sha256")
+    projection = f"and the projection whose sha256 is {fitted}" if fitted else "and without IMAGE_SEARCH_PROJECTION"
+    return f" (with the weights whose sha256 is {weights}, {projection})"
 
 
 async def settled(settings: Settings, metadata: MetadataStore) -> Settings:

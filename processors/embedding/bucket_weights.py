@@ -14,14 +14,23 @@ from infra.object_store import ObjectStream
 from infra.settings import ProcessorSettings, QuerySettings
 from processors.embedding.catalog import BucketFile, ModelDescription
 from processors.embedding.download import LARGEST_DOWNLOAD_BYTES
-from processors.embedding.weights import WeightFolders, by_hand, find_weights, partial_download
+from processors.embedding.weights import WeightFolders, by_hand, find_weights, partial_download, wanted_projection
 from schemas.identity import ObjectRef
 
 
 async def bring_from_bucket(
     description: ModelDescription, settings: ProcessorSettings | QuerySettings, say: Callable[[str], None]
 ) -> None:
-    """Does nothing for weights that are from elsewhere, or here. Raises ConfigurationError."""
+    """The weights and the projection; nothing is done for those from elsewhere, or here. Raises ConfigurationError."""
+    projection = wanted_projection(description)
+    if projection is not None:
+        await _bring(projection, settings, say)
+    await _bring(description, settings, say)
+
+
+async def _bring(
+    description: ModelDescription, settings: ProcessorSettings | QuerySettings, say: Callable[[str], None]
+) -> None:
     source, folders = description.weights.source, WeightFolders.from_settings(settings)
     if not isinstance(source, BucketFile) or find_weights(description, folders) is not None:
         return

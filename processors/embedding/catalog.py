@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Final, Literal, TypeAlias
 
 from pydantic import TypeAdapter, ValidationError
@@ -110,6 +110,15 @@ class Whitening:
     """Dimensions before it, and after it before the cut."""
 
 
+@dataclass(frozen=True, slots=True)
+class FittedProjection:
+    """To fewer dimensions, by a map that `image-search fit-projection` fitted (projection_file.py)."""
+
+    file: Weights
+    columns: int
+    """Dimensions before it."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelDescription:
     """`mean` and `deviation` are on the scale of pixel values, 0 to 255.
@@ -126,10 +135,15 @@ class ModelDescription:
     mean: Colour
     deviation: Colour
     gem_power: float | None
-    projection: Projection | Whitening | None
+    projection: Projection | Whitening | FittedProjection | None
     weights: Weights
     precisions: tuple[Precision, ...] = ("fp32",)
     calibration: str = ""
+
+    def unprojected(self) -> ModelDescription:
+        """The same without what makes its vectors shorter: what a projection is fitted on."""
+        columns = self.dimension if self.projection is None else self.projection.columns
+        return replace(self, projection=None, dimension=columns)
 
     def decode_rules(self, settings: ModelSettings) -> DecodeRules:
         """How pictures are decoded for this model, within this deployment's limits."""
@@ -277,7 +291,7 @@ def fingerprint(description: ModelDescription, precision: Precision) -> ModelFin
         "mean": description.mean,
         "deviation": description.deviation,
         "gem": [description.gem_power, GEM_FLOOR],
-        "projection": asdict(description.projection) if description.projection else None,
+        "projection": _projection_parts(description.projection),
         "dimension": description.dimension,
         "precision": precision,
         **({"calibration": [QUANTIZATION_RULE, description.calibration]} if precision == "int8" else {}),
@@ -290,3 +304,9 @@ def precision_of(description: ModelDescription, label: ModelFingerprint) -> Prec
     """The precision in which the model has this fingerprint."""
     named = (one for one in description.precisions if one != "int8" or description.calibration)
     return next((one for one in named if fingerprint(description, one) == label), None)
+
+
+def _projection_parts(projection: Projection | Whitening | FittedProjection | None) -> dict[str, object] | None:
+    if isinstance(projection, FittedProjection):
+        return {"fitted": projection.file.sha256, "columns": projection.columns}
+    return asdict(projection) if projection else None

@@ -17,10 +17,10 @@ from processors.embedding.catalog import (
     OWN_MODEL,
     BucketFile,
     Colour,
+    FittedProjection,
     LocalFile,
     ModelDescription,
     Precision,
-    Source,
     WebFile,
     Weights,
     find,
@@ -29,14 +29,15 @@ from processors.embedding.catalog import (
 _TORCHSCRIPT_PIXELS: Final = 224
 _DIGEST: Final = "IMAGE_SEARCH_WEIGHTS_SHA256"
 _OWN: Final = "IMAGE_SEARCH_OWN_WEIGHTS"
+_PROJECTION: Final = "IMAGE_SEARCH_PROJECTION"
 
 
 def chosen(settings: ModelSettings) -> ModelDescription:
-    """Its digest is always known: the catalog's, else the operator's.
+    """Its digest is always known: the catalog's, else the operator's. With the projection of the settings, if there is one.
 
     Raises ConfigurationError for a model that there is not, and for settings that contradict it.
     """
-    return replace(_chosen(settings), calibration=settings.calibration_sha256)
+    return replace(_projected(_chosen(settings), settings), calibration=settings.calibration_sha256)
 
 
 def precision_asked(settings: ModelSettings) -> Precision:
@@ -57,6 +58,32 @@ def _chosen(settings: ModelSettings) -> ModelDescription:
     if settings.own_weights:
         raise ConfigurationError(f"{_OWN} is set, so IMAGE_SEARCH_MODEL must be {OWN_MODEL} and not {row.name}; or unset it")
     return replace(row, weights=replace(row.weights, sha256=_digest(row, settings.weights_sha256)))
+
+
+def projected(description: ModelDescription, place: str, sha256: str, dimension: int) -> ModelDescription:
+    """With a fitted projection in the place of what made its vectors shorter."""
+    parent = description.unprojected()
+    if dimension > parent.dimension:
+        raise ConfigurationError(
+            f"{_PROJECTION}_DIMENSION: vectors of {description.name} have at most {parent.dimension} floats, not {dimension}"
+        )
+    source = _source(place, _PROJECTION)
+    file = Weights(
+        file_name=_file_name(source, sha256), sha256=sha256, source=source, licence="its owner's", form="safetensors"
+    )
+    return replace(parent, projection=FittedProjection(file, parent.dimension), dimension=dimension)
+
+
+def _projected(description: ModelDescription, settings: ModelSettings) -> ModelDescription:
+    given = (settings.projection, settings.projection_sha256, settings.projection_dimension)
+    if not any(given):
+        return description
+    if not all(given):
+        raise ConfigurationError(
+            f"{_PROJECTION}, {_PROJECTION}_SHA256 and {_PROJECTION}_DIMENSION go together: set all three, as "
+            "`image-search fit-projection` printed them, or none"
+        )
+    return projected(description, *given)
 
 
 def _digest(row: ModelDescription, given: str) -> str:
@@ -115,17 +142,9 @@ def _own_dimension(row: ModelDescription, asked: int) -> int:
 
 
 def _own_weights(settings: ModelSettings) -> Weights:
-    source = _source(settings.own_weights)
-    match source:
-        case LocalFile(path):
-            file_name = PurePosixPath(path).name
-        case BucketFile(_, place) | WebFile(place):
-            # Every second checkpoint is called model.pth: two of them must not be taken for each other.
-            file_name = f"{settings.weights_sha256[:8]}-{PurePosixPath(urlsplit(place).path).name or 'weights'}"
-        case _:
-            raise AssertionError(source)
+    source = _source(settings.own_weights, _OWN)
     return Weights(
-        file_name=file_name,
+        file_name=_file_name(source, settings.weights_sha256),
         sha256=settings.weights_sha256,
         source=source,
         licence="its owner's",
@@ -133,7 +152,16 @@ def _own_weights(settings: ModelSettings) -> Weights:
     )
 
 
-def _source(place: str) -> Source:
+def _file_name(source: LocalFile | BucketFile | WebFile, sha256: str) -> str:
+    match source:
+        case LocalFile(path):
+            return PurePosixPath(path).name
+        case BucketFile(_, place) | WebFile(place):
+            # Every second checkpoint is called model.pth: two of them must not be taken for each other.
+            return f"{sha256[:8]}-{PurePosixPath(urlsplit(place).path).name or 'weights'}"
+
+
+def _source(place: str, setting: str) -> LocalFile | BucketFile | WebFile:
     scheme, separator, rest = place.partition("://")
     if not separator:
         return LocalFile(place)
@@ -143,7 +171,7 @@ def _source(place: str) -> Source:
             return BucketFile(bucket, key)
     if scheme == "https" and urlsplit(place).hostname:
         return WebFile(place)
-    raise ConfigurationError(f"{_OWN} is a path, s3://bucket/key or an https address")
+    raise ConfigurationError(f"{setting} is a path, s3://bucket/key or an https address")
 
 
 def _colour(numbers: tuple[float, ...]) -> Colour | None:

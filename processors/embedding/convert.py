@@ -28,7 +28,7 @@ from processors.embedding.model_cache import (
     find_converted,
     model_folder,
 )
-from processors.embedding.weights import WeightFolders, file_digest, obtain
+from processors.embedding.weights import WeightFolders, file_digest, obtain, obtain_projection
 from schemas.identity import ModelFingerprint
 
 
@@ -60,26 +60,30 @@ def convert(job: ConversionJob, say: Callable[[str], None]) -> None:
     with locked(job.models / f".{label}.lock"):
         if find_converted(job.models, label) is not None:
             return
-        weights = obtain(job.description, WeightFolders(job.own_weights, job.downloads), say)
+        folders = WeightFolders(job.own_weights, job.downloads)
+        weights = obtain(job.description, folders, say)
+        projection = obtain_projection(job.description, folders, say)
         folder = model_folder(job.models, label)
         # Ours alone while the lock is held: whatever lies there is left of a process that was killed.
         scratch = job.models / f".{label}.partial"
         for leftover in (scratch, folder):
             shutil.rmtree(leftover, ignore_errors=True)
         scratch.mkdir()
-        _write_model(job, label, weights, scratch, say)
+        _write_model(job, label, (weights, projection), scratch, say)
         scratch.rename(folder)
         say(f"{job.description.name} is converted: {folder}")
 
 
-def _write_model(job: ConversionJob, label: ModelFingerprint, weights: Path, folder: Path, say: Callable[[str], None]) -> None:
+def _write_model(
+    job: ConversionJob, label: ModelFingerprint, files: tuple[Path, Path | None], folder: Path, say: Callable[[str], None]
+) -> None:
     # Only when there is something to convert: both take seconds to import.
     import torch  # noqa: PLC0415
 
     from processors.embedding.network import load_network  # noqa: PLC0415
     from processors.embedding.openvino_runtime import openvino  # noqa: PLC0415
 
-    network = load_network(job.description, weights)
+    network = load_network(job.description, *files)
     shape = (*job.description.input_size, 3)
     with torch.inference_mode():
         # Traced with two pictures: with one, the tracer would take the batch for a constant.

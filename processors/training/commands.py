@@ -1,9 +1,11 @@
-"""`image-search evaluate`."""
+"""`image-search evaluate` and `image-search fit-projection`."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+import shlex
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,11 +14,17 @@ import click
 from infra.errors import ConfigurationError
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from processors.training.evaluate import Evaluated
     from processors.training.extraction import ModelUnderTest
+    from schemas.identity import ObjectRef
 
 EDITS = ("crop", "resize", "jpeg", "blur", "overlay", "text", "flip", "rotate", "colour", "screenshot")
 """The names of edits.Edit, which a test compares: help must not wait for Pillow."""
+
+DEFAULT_WHITENING = 0.5
+"""Measured: docs/evaluation.md."""
 
 _path = click.Path(exists=True, path_type=Path)
 
@@ -24,6 +32,14 @@ _path = click.Path(exists=True, path_type=Path)
 @click.command()
 @click.argument("source", type=_path)
 @click.option("--model", "models", multiple=True, metavar="NAME[:PRECISION]", help="May be given several times, to compare.")
+@click.option(
+    "--projection",
+    "projections",
+    type=_path,
+    multiple=True,
+    metavar="FILE",
+    help="The model that this projection was fitted for, with it beside it without; repeatable.",
+)
 @click.option("--edits", "all_edits", is_flag=True, help="Make edited copies; they shall find their originals. All kinds.")
 @click.option("--edit", "edits", type=click.Choice(EDITS), multiple=True, help="The same with this kind only; repeatable.")
 @click.option("--originals", type=click.IntRange(min=1), help="Make copies of so many pictures, drawn by chance. Default: all.")
@@ -39,6 +55,7 @@ def evaluate(
     *,
     source: Path,
     models: tuple[str, ...],
+    projections: tuple[Path, ...],
     all_edits: bool,
     edits: tuple[str, ...],
     originals: int | None,
@@ -66,7 +83,7 @@ def evaluate(
         raise ConfigurationError("--originals says how many pictures copies are made of: give --edits or --edit, too")
     asked = Evaluation(
         source=source,
-        models=_models_under_test(models, context),
+        models=_with_projections(_models_under_test(models, context), projections),
         edits=tuple(Edit) if all_edits else tuple(Edit(name) for name in dict.fromkeys(edits)),
         distractors=distractors,
         originals=originals,
@@ -104,6 +121,9 @@ def _models_under_test(names: tuple[str, ...], context: click.Context) -> list[M
         if name != OWN_MODEL:
             given["own_weights"] = ""
             given |= {"weights_sha256": ""} if find(name).weights.sha256 else {}
+        if names:
+            # Nor is the projection that they name; --projection finds the model that it is of.
+            given |= {"projection": "", "projection_sha256": "", "projection_dimension": 0}
         settings = load(ProcessorSettings, state_dir=state_dir, **given)
         # No server is asked: without a folder or a digest, int8 is calibrated on the pictures that come with the program.
         settings = asyncio.run(decided(settings, (), partial(click.echo, err=True)))
@@ -113,6 +133,124 @@ def _models_under_test(names: tuple[str, ...], context: click.Context) -> list[M
         check_precision(precision_asked(settings))
         models.append(ModelUnderTest(label, description, settings))
     return models
+
+
+def _with_projections(models: list[ModelUnderTest], files: tuple[Path, ...]) -> list[ModelUnderTest]:
+    from dataclasses import replace
+
+    from processors.embedding.catalog import fingerprint
+    from processors.embedding.choice import projected
+    from processors.embedding.projection_file import read_any_projection
+    from processors.embedding.weights import file_digest
+
+    found = list(models)
+    for file in files:
+        facts = read_any_projection(file).facts
+        of_it = [one for one in models if fingerprint(one.description.unprojected(), "fp32") == facts.parent]
+        if not of_it:
+            raise ConfigurationError(
+                f"{file} was fitted for {facts.model} ({facts.parent[:16]}), which is not measured: --model"
+            )
+        for model in of_it:
+            description = projected(model.description, str(file), file_digest(file), facts.dimension)
+            label = f"{model.label}+{file.stem}"
+            if any(one.label == label for one in found):
+                raise ConfigurationError(f"two projections are called {file.stem}: give one of them another name")
+            found.append(replace(model, label=label, description=description))
+    return found
+
+
+@click.command(name="fit-projection")
+@click.argument("source", metavar="SOURCE")
+@click.option("--dimension", type=click.IntRange(min=1), default=512, show_default=True, help="Floats of a vector.")
+@click.option(
+    "--output",
+    type=click.Path(dir_okay=False, path_type=Path),
+    default=Path("projection.safetensors"),
+    show_default=True,
+    help="The file that is written.",
+)
+@click.option(
+    "--whitening",
+    type=click.FloatRange(0, 1),
+    default=DEFAULT_WHITENING,
+    show_default=True,
+    help="0: keep the strongest directions as they are; 1: make all equally strong.",
+)
+@click.option(
+    "--shrinkage", type=click.FloatRange(0, 1), help="Draw the directions' strength to their mean. Default: by the count."
+)
+@click.option("--every", type=click.IntRange(min=1), default=1, show_default=True, help="Take one picture of so many.")
+@click.pass_context
+def fit_projection(
+    context: click.Context,
+    *,
+    source: str,
+    dimension: int,
+    output: Path,
+    whitening: float,
+    shrinkage: float | None,
+    every: int,
+) -> None:
+    """Fit a projection to fewer floats on the pictures of SOURCE: a folder, a CSV file, or s3://bucket or s3://bucket/prefix.
+
+    For the model of the settings. Prints what to set so that the model is used with it, which is another fingerprint, so
+    another collection. Needs no running servers but the bucket.
+    """
+    from rich.console import Console
+
+    from infra.settings import DEFAULT_STATE_DIR, ProcessorSettings, load
+    from processors.embedding.choice import chosen, precision_asked
+    from processors.embedding.host import check_precision
+    from processors.embedding.projection_file import write_projection
+    from processors.embedding.weights import file_digest
+    from processors.training.fit_projection import Fit, fit
+
+    settings = load(ProcessorSettings, state_dir=context.find_object(Path) or DEFAULT_STATE_DIR)
+    if settings.model_precision != "bf16":
+        # What `auto` finds is not known yet, and int8 is calibrated on what the projection will give.
+        settings = settings.model_copy(update={"model_precision": "fp32", "calibration_sha256": ""})
+    check_precision(precision_asked(settings))
+    asked = Fit(source=_pictures_of(source), dimension=dimension, whitening=whitening, shrinkage=shrinkage, every=every)
+    if not output.parent.is_dir():
+        raise ConfigurationError(f"--output: there is no folder {output.parent}")
+    aside = Console(stderr=True, markup=False, highlight=False)
+    with _count(aside) as advance:
+        fitted = asyncio.run(fit(asked, chosen(settings), settings, advance, aside.print))
+    try:
+        write_projection(output, fitted.projection)
+    except OSError as error:
+        raise ConfigurationError(f"{output} cannot be written: {error.strerror}") from None
+    facts = fitted.projection.facts
+    left_out = "".join(f", left out {number} × {reason}" for reason, number in sorted(fitted.refused.items()))
+    aside.print(
+        f"{facts.model}: {facts.columns} to {facts.dimension} floats, fitted on {facts.pictures} pictures{left_out}; "
+        f"{100 * fitted.kept:.1f} % of the variance kept, shrinkage {facts.shrinkage:.3f}",
+        soft_wrap=True,
+    )
+    if facts.pictures < facts.columns:
+        aside.print(f"fewer pictures than the model has floats ({facts.columns}): more would make it better")
+    place, digest = output.resolve(), file_digest(output)
+    change = f"image-search models reindex {facts.model} --projection {shlex.quote(str(place))}"
+    change += f" --projection-sha256 {digest} --projection-dimension {facts.dimension}"
+    aside.print(
+        f"To change to it while the index goes on answering:\n{change}\nTo use it for a new collection:", soft_wrap=True
+    )
+    click.echo(f"IMAGE_SEARCH_PROJECTION={place}")
+    click.echo(f"IMAGE_SEARCH_PROJECTION_SHA256={digest}")
+    click.echo(f"IMAGE_SEARCH_PROJECTION_DIMENSION={facts.dimension}")
+
+
+def _pictures_of(source: str) -> Path | ObjectRef:
+    from schemas.identity import ObjectRef
+
+    if source.startswith("s3://"):
+        bucket, _, prefix = source.removeprefix("s3://").partition("/")
+        if bucket:
+            return ObjectRef(bucket, prefix)
+    elif Path(source).exists():
+        return Path(source)
+    raise ConfigurationError(f"{source} is no folder, no file, and not s3://bucket or s3://bucket/prefix")
 
 
 def _make_ready(output: Path) -> None:
@@ -150,3 +288,14 @@ def _write(evaluated: Evaluated, models: Sequence[ModelUnderTest], output: Path)
                 plots.miss_sheet(of_model, draw, sheet)
     except OSError as error:
         raise ConfigurationError(f"{output} cannot be written to: {error.strerror}") from None
+
+
+@contextmanager
+def _count(console: Console) -> Iterator[Callable[[int], None]]:
+    """How many pictures are done, of how many nobody knows before a bucket was listed."""
+    from rich.progress import MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bars:
+        task = bars.add_task("pictures", total=None)
+        yield lambda steps: bars.advance(task, steps)

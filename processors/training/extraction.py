@@ -107,6 +107,12 @@ class Extractor:
             refused=refused,
         )
 
+    async def extract_files(self, files: Sequence[bytes]) -> tuple[dict[str, Vectors], Counter[str]]:
+        """The same of contents in memory, where nobody asks which vector is whose: vectors by label, and what was refused."""
+        vectors = {model.label: np.zeros((len(files), model.embedder.dimension), dtype=np.float32) for model in self._models}
+        taken, reasons = await self._embed({place: ask_for(data, None) for place, data in enumerate(files)}, vectors)
+        return {label: rows[taken] for label, rows in vectors.items()}, Counter(reasons)
+
     async def _embed(self, asked: dict[int, bytes], vectors: dict[str, Vectors]) -> tuple[list[int], list[str]]:
         """Which samples every model took, their vectors written to their places, and why the others were refused."""
         decoded = {rules: await pool.decode(list(asked.values())) for rules, pool in self._pools.items()}

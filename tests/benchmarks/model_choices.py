@@ -1,4 +1,4 @@
-"""What the default model could gain by other pooling, input sizes and scales: docs/evaluation.md holds one run.
+"""What the default model could gain by other pooling, input sizes, scales and projections: docs/evaluation.md holds one run.
 
 python -m tests.benchmarks.model_choices FOLDER [--originals N] [--output FILE]
 """
@@ -8,26 +8,33 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from rich.console import Console
 from rich.table import Table
 
 from infra.settings import ProcessorSettings
 from processors.embedding.catalog import find
 from processors.embedding.embedder import Vectors
+from processors.embedding.projection import orthonormal_projection
 from processors.training.edits import Edit
 from processors.training.evaluate import Evaluation, Trial, run_trial
 from processors.training.extraction import ModelUnderTest, open_extractor
 from processors.training.measures import Measures, measure
 from processors.training.ranking import rank_all
+from processors.training.whitening import RunningMoments, oracle_shrinkage, whitening_matrix
 
 GEM_POWERS = (1.0, 2.0, 3.0, 4.0, 5.0, 6.0)
 SIZES = (160, 192, 224, 256, 288, 320)
 SCALES = ((160, 224), (224, 288), (224, 320), (160, 224, 288), (224, 256, 288, 320))
+DIMENSIONS = (512, 256, 128)
+WHITENINGS = (0.0, 0.5, 1.0)
 MODELS_AT_ONCE = 6
 """Their decode processes and weights are in memory together."""
 
@@ -52,9 +59,12 @@ def variants(settings: ProcessorSettings) -> list[ModelUnderTest]:
 
 def of_scales(row: str, vectors: dict[str, Vectors], scales: Iterable[int]) -> Vectors:
     """The sum of the vectors of one picture in several sizes, made a unit vector again."""
-    total = np.sum([vectors[f"{row}-{size}"] for size in scales], axis=0)
-    unit: Vectors = (total / np.linalg.norm(total, axis=1, keepdims=True)).astype(np.float32)
-    return unit
+    return unit(np.sum([vectors[f"{row}-{size}"] for size in scales], axis=0))
+
+
+def unit(vectors: npt.NDArray[Any]) -> Vectors:
+    normalised: Vectors = (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
+    return normalised
 
 
 def judge(label: str, trial: Trial, queries: Vectors, references: Vectors) -> Choice:
@@ -81,7 +91,26 @@ async def choices(asked: Evaluation, settings: ProcessorSettings, say: Callable[
     for scales in SCALES:
         both = [of_scales(settings.model, vectors, scales) for vectors in (queries, references)]
         found.append(judge(f"scales {'+'.join(map(str, scales))}", trial, *both))
-    return found
+    return found + list(of_projections(trial, queries[f"{settings.model}-gem3"], references[f"{settings.model}-gem3"]))
+
+
+def of_projections(trial: Trial, queries: Vectors, references: Vectors) -> Iterator[Choice]:
+    """Fitted on all pictures, and on those that no query was made of, if there are enough of them."""
+    columns = references.shape[1]
+    for dimension in DIMENSIONS:
+        # The next power of two; what is behind the vectors' floats is 0.
+        fixed = orthonormal_projection("resnet50/1", dimension, 1 << (columns - 1).bit_length())[:, :columns]
+        yield judge(f"{dimension}, fixed", trial, *(unit(vectors @ fixed.T) for vectors in (queries, references)))
+    unseen = ~np.isin(trial.truth.reference_groups, trial.truth.query_groups)
+    for title, rows in (("fitted", references), ("fitted on others", references[unseen])):
+        moments = RunningMoments(columns)
+        moments.add(rows)
+        for dimension, whitening in product(DIMENSIONS, WHITENINGS):
+            if len(rows) > dimension:
+                shrinkage = oracle_shrinkage(moments)
+                matrix = whitening_matrix(moments, dimension, whitening=whitening, shrinkage=shrinkage).matrix
+                turned = [unit((vectors - moments.mean) @ matrix.T) for vectors in (queries, references)]
+                yield judge(f"{dimension}, {title}, whitening {whitening:g}", trial, *turned)
 
 
 def show(title: str, found: list[Choice], console: Console) -> None:

@@ -12,13 +12,15 @@ import pytest
 from infra.errors import ConfigurationError
 from infra.metadata_store.interface import ModelRow
 from infra.metadata_store.memory import MemoryMetadataStore
+from infra.model_table import ModelChangeRefused
 from infra.settings import ProcessorSettings
 from infra.vector_store.memory import MemoryVectorStore
 from processors.embedding import host
 from processors.embedding.catalog import CATALOG, fingerprint
 from processors.embedding.open_models import model_of_row
-from processors.model_changes import ModelChangeRefused, ReindexArguments, add_filling_model, drop
+from processors.model_changes import add_filling_model, drop, settings_of
 from schemas.identity import ModelFingerprint
+from schemas.jobs import ReindexArguments
 from schemas.tables import ModelState
 from tests.pictures import jpeg
 
@@ -65,7 +67,7 @@ class Deployed:
 
     async def reindex(self, **asked: str) -> ModelRow:
         self.said.clear()
-        settings = ReindexArguments.model_validate({"model": LITE0.name, **asked}).settings(self.settings)
+        settings = settings_of(ReindexArguments.model_validate({"model": LITE0.name, **asked}), self.settings)
         return await add_filling_model(settings, self.metadata, self.vectors, [], self.said.append)
 
     async def activate(self, new: ModelFingerprint, old: ModelFingerprint) -> None:

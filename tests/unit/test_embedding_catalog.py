@@ -12,6 +12,7 @@ from processors.embedding import catalog
 from processors.embedding.catalog import (
     CATALOG,
     BucketFile,
+    FittedProjection,
     LocalFile,
     ModelDescription,
     Projection,
@@ -53,6 +54,22 @@ def test_every_field_of_a_row_is_known_to_change_vectors_or_not() -> None:
 def test_what_changes_a_vector_changes_the_fingerprint(name: str) -> None:
     changed = replace(ROW, **{name: CHANGES_A_VECTOR[name]})  # type: ignore[arg-type]  # any field, by name
     assert fingerprint(changed, "fp32") != fingerprint(ROW, "fp32")
+
+
+def fitted_on(row: ModelDescription, file_name: str = "p.safetensors", sha256: str = "12" * 32) -> ModelDescription:
+    file = replace(row.weights, file_name=file_name, sha256=sha256, source=LocalFile(f"/m/{file_name}"), form="safetensors")
+    return replace(row.unprojected(), projection=FittedProjection(file, row.unprojected().dimension), dimension=64)
+
+
+@pytest.mark.parametrize("row", CATALOG.values(), ids=list(CATALOG))
+def test_a_fitted_projection_changes_the_fingerprint_by_what_is_in_its_file(row: ModelDescription) -> None:
+    row = replace(row, weights=replace(row.weights, sha256="ab" * 32))
+    labels = {
+        fingerprint(one, "fp32")
+        for one in (row, fitted_on(row), fitted_on(row, sha256="34" * 32), fitted_on(row, "q", "12" * 32))
+    }
+    assert len(labels) == 3, "where the file lies is no part of it"
+    assert fitted_on(fitted_on(row)) == fitted_on(row) and fitted_on(row).unprojected() == row.unprojected()
 
 
 @pytest.mark.parametrize("name", CHANGES_NO_VECTOR)
@@ -122,7 +139,7 @@ def test_decode_rules_take_size_from_the_row_and_limits_from_the_settings() -> N
     assert (rules.height, rules.width, rules.max_pixels, rules.min_side) == (224, 224, 77, 5)
 
 
-@pytest.mark.parametrize("row", CATALOG.values(), ids=list(CATALOG))
+@pytest.mark.parametrize("row", [*CATALOG.values(), fitted_on(ROW)], ids=[*CATALOG, "fitted"])
 def test_a_row_reaches_the_converting_process_unchanged(row: ModelDescription) -> None:
     job = ConversionJob.model_validate(
         {"description": row, "precision": "fp32", "own_weights": None, "downloads": "d", "models": "m", "parent_pid": 1}

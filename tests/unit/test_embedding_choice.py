@@ -12,6 +12,7 @@ from processors.embedding.catalog import (
     CATALOG,
     IMAGENET_MEAN,
     BucketFile,
+    FittedProjection,
     LocalFile,
     ModelDescription,
     Projection,
@@ -138,3 +139,41 @@ def test_it_reaches_the_converting_process_unchanged(place: str) -> None:
         {"description": row, "precision": "fp32", "own_weights": None, "downloads": "d", "models": "m", "parent_pid": 1}
     )
     assert ConversionJob.model_validate_json(job.model_dump_json()).description == row
+
+
+FITTED: dict[str, object] = {"projection": "/m/p.safetensors", "projection_sha256": OTHER, "projection_dimension": 256}
+
+
+@pytest.mark.parametrize(("name", "columns"), [("efficientnet_lite0", 1280), ("resnet50", 2048), ("gl18_resnet50", 2048)])
+def test_a_projection_takes_the_place_of_the_models_own(name: str, columns: int) -> None:
+    plain = choose(model=name, weights_sha256="" if CATALOG[name].weights.sha256 else DIGEST)
+    row = choose(model=name, weights_sha256=plain.weights.sha256, **FITTED)
+    assert isinstance(row.projection, FittedProjection)
+    assert (row.dimension, row.projection.columns, row.projection.file.sha256) == (256, columns, OTHER)
+    assert row.weights == plain.weights and row.unprojected() == plain.unprojected()
+
+
+def test_a_projection_of_ones_own_checkpoint() -> None:
+    assert own(**FITTED).unprojected() == own().unprojected()
+    script = own(own_format="torchscript", own_dimension=300, **FITTED)
+    assert (script.dimension, script.unprojected().dimension) == (256, 300)
+
+
+def test_a_projection_in_a_bucket_is_kept_under_a_name_with_its_digest() -> None:
+    row = choose(**{**FITTED, "projection": "s3://models/a/p.safetensors"})
+    assert isinstance(row.projection, FittedProjection)
+    assert row.projection.file.source == BucketFile("models", "a/p.safetensors")
+    assert row.projection.file.file_name == f"{OTHER[:8]}-p.safetensors"
+
+
+@pytest.mark.parametrize("left_out", FITTED)
+def test_half_a_projection_is_none(left_out: str) -> None:
+    with pytest.raises(ConfigurationError, match="go together"):
+        choose(**{name: value for name, value in FITTED.items() if name != left_out})
+
+
+def test_what_no_projection_can_be() -> None:
+    with pytest.raises(ConfigurationError, match="at most 1280 floats, not 1281"):
+        choose(**{**FITTED, "projection_dimension": 1281})
+    with pytest.raises(ConfigurationError, match="IMAGE_SEARCH_PROJECTION is a path"):
+        choose(**{**FITTED, "projection": "http://h.example/p"})
