@@ -9,7 +9,9 @@ import os
 import time
 from collections.abc import Sequence
 from concurrent.futures.process import BrokenProcessPool
+from dataclasses import replace
 from itertools import pairwise
+from typing import TypeAlias
 
 import structlog
 from pebble import ProcessExpired, ProcessFuture, ProcessPool
@@ -20,6 +22,9 @@ from processors.child_process import confine
 from processors.decode import Decoded, from_raster
 from processors.raster import DecodeRules, Raster, Refusal, Renderer, render, render_all
 from schemas.events import ReasonCode
+
+Box: TypeAlias = tuple[float, float, float, float]
+"""Left, top, right and bottom, as shares of the upright picture."""
 
 log = structlog.get_logger(__name__)
 
@@ -84,18 +89,22 @@ class DecodePool:
         self._pool = self._new_pool()
         try:
             async with asyncio.timeout(START_SECONDS):
-                await asyncio.gather(*(self._submit([], self._timeout) for _ in range(self._workers)))
+                await asyncio.gather(*(self._submit([], self._rules, self._timeout) for _ in range(self._workers)))
         except (_PoolBroken, ProcessExpired, TimeoutError):
             await self.close()
             raise ConfigurationError(
                 "the decode processes do not start: is IMAGE_SEARCH_DECODE_MEMORY_MIB too small for this host?"
             ) from None
 
-    async def decode(self, items: Sequence[bytes]) -> list[Decoded | ImageRejected]:
-        """One answer for each item, in order. Raises TransientError when no decode process can be kept alive."""
+    async def decode(self, items: Sequence[bytes], box: Box | None = None) -> list[Decoded | ImageRejected]:
+        """One answer for each item, in order: of all of it, or of a box in it (see DecodeRules).
+
+        Raises TransientError when no decode process can be kept alive.
+        """
         if not items:
             return []
-        tasks = await asyncio.gather(*(self._run(part) for part in _parts(items, self._workers)))
+        rules = self._rules if box is None else replace(self._rules, box=box)
+        tasks = await asyncio.gather(*(self._run(part, rules) for part in _parts(items, self._workers)))
         return [
             from_raster(outcome, self._rules) if not isinstance(outcome, ImageRejected) else outcome
             for task in tasks
@@ -109,19 +118,19 @@ class DecodePool:
             self._pool = None
         await asyncio.gather(*self._endings)
 
-    async def _run(self, pictures: Sequence[bytes]) -> Sequence[Raster | Refusal | ImageRejected]:
+    async def _run(self, pictures: Sequence[bytes], rules: DecodeRules) -> Sequence[Raster | Refusal | ImageRejected]:
         if len(pictures) == 1:
-            return [await self._run_alone(pictures[0])]
+            return [await self._run_alone(pictures[0], rules)]
         try:
-            return await self._try(pictures, self._timeout * min(len(pictures), TASK_TIMEOUT_FACTOR))
+            return await self._try(pictures, rules, self._timeout * min(len(pictures), TASK_TIMEOUT_FACTOR))
         except (TimeoutError, ProcessExpired) as error:
             log.warning("decode task is tried again picture by picture", pictures=len(pictures), cause=type(error).__name__)
-            return await asyncio.gather(*(self._run_alone(picture) for picture in pictures))
+            return await asyncio.gather(*(self._run_alone(picture, rules) for picture in pictures))
 
-    async def _run_alone(self, picture: bytes) -> Raster | Refusal | ImageRejected:
+    async def _run_alone(self, picture: bytes, rules: DecodeRules) -> Raster | Refusal | ImageRejected:
         for _ in range(2):
             try:
-                return (await self._try([picture], self._timeout))[0]
+                return (await self._try([picture], rules, self._timeout))[0]
             except TimeoutError:
                 return ImageRejected(ReasonCode.DECODE_TIMEOUT, f"Decoding took longer than {self._timeout:g} seconds.")
             except ProcessExpired as error:
@@ -129,12 +138,12 @@ class DecodePool:
                 log.warning("decode process ended under a picture", exit_code=error.exitcode, size=len(picture))
         return ImageRejected(ReasonCode.DECODE_CRASHED, "Decoding this picture ended the process that did it.")
 
-    async def _try(self, pictures: Sequence[bytes], timeout: float) -> list[Raster | Refusal]:
+    async def _try(self, pictures: Sequence[bytes], rules: DecodeRules, timeout: float) -> list[Raster | Refusal]:
         """Raises TimeoutError or ProcessExpired when it may be the pictures' doing, TransientError when it is not."""
         for _ in range(POOLS_A_TASK):
             pool = self._pool
             try:
-                return await self._submit(pictures, timeout)
+                return await self._submit(pictures, rules, timeout)
             except _PoolBroken:
                 if pool is not None and pool is self._pool:
                     log.warning("decode pool is made anew")
@@ -142,13 +151,13 @@ class DecodePool:
                     self._end_soon(pool)
         raise TransientError("decode processes end as soon as they are started")
 
-    async def _submit(self, pictures: Sequence[bytes], timeout: float) -> list[Raster | Refusal]:
+    async def _submit(self, pictures: Sequence[bytes], rules: DecodeRules, timeout: float) -> list[Raster | Refusal]:
         pool = self._pool
         if pool is None:
             raise TransientError("the decode pool is not running")
         try:
             future: ProcessFuture[list[Raster | Refusal]] = pool.schedule(
-                render_all, args=(pictures, self._rules, self._renderer), timeout=timeout
+                render_all, args=(pictures, rules, self._renderer), timeout=timeout
             )
         except RuntimeError as error:
             raise _PoolBroken from error

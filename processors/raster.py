@@ -73,12 +73,16 @@ _BMP_HEADER_SIZES: Final = frozenset({12, 40, 52, 56, 64, 108, 124})
 
 @dataclass(frozen=True, slots=True)
 class DecodeRules:
-    """`height` and `width` are the model's input size; the limits hold for the picture as its header states it."""
+    """`height` and `width` are the model's input size; the limits hold for the picture as its header states it.
+
+    `box`: left, top, right and bottom as shares of the upright picture, in [0, 1]: only that part is decoded to the input size.
+    """
 
     height: int
     width: int
     max_pixels: int
     min_side: int
+    box: tuple[float, float, float, float] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,6 +153,9 @@ def _render(data: bytes, rules: DecodeRules) -> Raster:
             raise _Refused("IMAGE_TOO_SMALL", f"The picture is {size}; each side needs {rules.min_side} pixels.")
         orientation = _orientation(image)
         turned = orientation in (5, 6, 7, 8)
+        if rules.box is not None:
+            part = _part(image, orientation, rules.box, rules.min_side)
+            return Raster(_scaled(part, (rules.width, rules.height)).tobytes(), part.width, part.height, str(image.format))
         target = (rules.height, rules.width) if turned else (rules.width, rules.height)
         upright = _scaled(image, target)
         if orientation in _TRANSPOSITIONS:
@@ -160,6 +167,15 @@ def _render(data: bytes, rules: DecodeRules) -> Raster:
             # An MPO file is a JPEG with more pictures behind the first: phones write it under .jpg.
             format="JPEG" if image.format == "MPO" else str(image.format),
         )
+
+
+def _part(image: Image.Image, orientation: int, box: tuple[float, float, float, float], min_side: int) -> Image.Image:
+    """What lies in the box, upright. The whole picture is decoded: a box is drawn on few pictures, and precisely."""
+    upright = image.transpose(_TRANSPOSITIONS[orientation]) if orientation in _TRANSPOSITIONS else image
+    left, top, right, bottom = (round(share * side) for share, side in zip(box, upright.size * 2, strict=True))
+    if min(right - left, bottom - top) < min_side:
+        raise _Refused("IMAGE_TOO_SMALL", f"The box is {right - left} x {bottom - top}; each side needs {min_side} pixels.")
+    return upright.crop((left, top, right, bottom))
 
 
 def _orientation(image: Image.Image) -> int:

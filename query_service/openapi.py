@@ -94,7 +94,9 @@ def _operation(endpoint: Endpoint, largest_limit: int) -> Json:
     if endpoint.takes_picture:
         operation["requestBody"] = _picture_body(properties)
     elif endpoint.body is not None:
-        operation["requestBody"] = {"required": True, "content": {JSON: {"schema": _reference(endpoint.body)}}}
+        operation["requestBody"] = {"required": True, "content": {}}
+    if endpoint.body is not None:
+        operation["requestBody"]["content"][JSON] = {"schema": _reference(endpoint.body)}
     elif endpoint.takes_bytes:
         operation["requestBody"] = {"required": True, "content": _BYTES}
     elif endpoint.takes_patch:

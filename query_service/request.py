@@ -32,7 +32,11 @@ def image_id(request: web.Request) -> ObjectId:
 
 async def row_of(request: web.Request) -> ImageRow:
     """The row of the image that the path names. Raises RequestRefused: INVALID_ID, IMAGE_NOT_FOUND."""
-    object_id = image_id(request)
+    return await row_with_id(request, image_id(request))
+
+
+async def row_with_id(request: web.Request, object_id: ObjectId) -> ImageRow:
+    """Raises RequestRefused (IMAGE_NOT_FOUND), also for one that the request's key may not see."""
     metadata: MetadataStore = request.app[METADATA]
     row = (await metadata.rows([object_id])).get(object_id)
     if row is not None and not grant_of(request).holds(row.ref):

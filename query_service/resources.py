@@ -13,6 +13,7 @@ from infra.metadata_store.interface import MetadataStore, ModelRow
 from infra.object_store.interface import ObjectStore
 from infra.settings import QuerySettings
 from infra.vector_store.interface import VectorStore
+from processors.decode_pool import Box
 from processors.embedding.catalog import fingerprint
 from processors.embedding.choice import chosen, precision_asked
 from processors.embedding.embedder import Embedder, Pixels
@@ -48,8 +49,8 @@ async def open_model(settings: QuerySettings, row: ModelRow) -> AsyncIterator[Qu
     """Raises ConfigurationError that says what to do."""
     async with model_of_row(row, settings) as (pool, embedder):
 
-        async def decode(data: bytes) -> Pixels:
-            [outcome] = await pool.decode([data])
+        async def decode(data: bytes, box: Box | None) -> Pixels:
+            [outcome] = await pool.decode([data], box)
             if isinstance(outcome, ImageRejected):
                 raise outcome
             return outcome.pixels[None]

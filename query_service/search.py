@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
 
 from infra.metadata_store.interface import ImageRow, MetadataStore, ModelRow
 from infra.metrics import HITS_HIDDEN, SEARCH_STEP_SECONDS
@@ -14,9 +17,9 @@ from processors.embedding.embedder import Embedder, Pixels
 from query_service.errors import RequestRefused
 from query_service.freshness import Freshness
 from query_service.recent import RecentVectors
-from schemas.api import ErrorCode, Hit, SearchAnswer, SearchTimings, time_of_us
+from schemas.api import LARGEST_WINDOW, Box, ErrorCode, Hit, Include, SearchAnswer, SearchTimings, time_of_us
 from schemas.filter import Filter
-from schemas.identity import ObjectId
+from schemas.identity import ContentHash, ObjectId
 from schemas.tables import RowState
 from schemas.vectors import Vector, VectorHit, distance_of, score_of
 
@@ -26,21 +29,45 @@ SPARE_HITS = 8
 FETCHES = 4
 """Times that a search asks again, each for twice as many, when its hits were hidden by their rows."""
 
-LARGEST_FETCH = 16_384
+LARGEST_FETCH = LARGEST_WINDOW
 """What Milvus takes as a limit."""
 
-Decode = Callable[[bytes], Awaitable[Pixels]]
-"""Bytes to the prepared picture, shape (1, height, width, 3). Raises ImageRejected."""
+FETCHES_GROUPED = 8
+"""The same with groups, which a picture put under many keys can fill: 256 times what was asked for."""
+
+SHORTEST = 1e-6
+"""What is left of examples that cancel each other out has no direction."""
+
+Decode = Callable[[bytes, Box | None], Awaitable[Pixels]]
+"""Bytes, or a box in them, to the prepared picture, shape (1, height, width, 3). Raises ImageRejected."""
 
 
 @dataclass(frozen=True, slots=True)
 class SearchRequest:
-    """`strong`: see every vector that was acknowledged before now, at the price of a tick of the vector store."""
+    """`strong`: see every vector that was acknowledged before now, at the price of a tick of the vector store.
+
+    `grouped`: of hits with the same bytes only the best.
+    """
 
     limit: int
+    offset: int = 0
     min_score: float | None = None
+    grouped: bool = False
+    include: frozenset[Include] = frozenset()
     narrow: Filter = Filter()
     strong: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """Bytes that are searched with, or only a box in them."""
+
+    data: bytes
+    box: Box | None = None
+
+
+Sought = Picture | ImageRow | Vector
+"""What is searched with: a picture, a stored object, or a vector of any length."""
 
 
 class _Steps:
@@ -86,26 +113,57 @@ class Searcher:
         self._metadata = metadata
         self._freshness = freshness
 
-    async def by_picture(self, data: bytes, request: SearchRequest) -> SearchAnswer:
-        """Raises ImageRejected and StoreUnavailable."""
-        steps = _Steps()
+    async def search(self, examples: Sequence[tuple[float, Sought]], request: SearchRequest) -> SearchAnswer:
+        """What is like these, by their weights, and unlike those with a weight below 0. Stored objects are left out.
 
+        Raises ImageRejected, StoreUnavailable, and RequestRefused: IMAGE_NOT_INDEXED, INVALID_VECTOR.
+        """
+        steps = _Steps()
+        vector = await self._vector_of(examples, steps)
+        rows = {sought.object_id for _, sought in examples if isinstance(sought, ImageRow)}
+        return await self._answer(vector, request, steps, leave_out=rows)
+
+    async def similarity(self, one: Sought, other: Sought) -> float:
+        """The cosine of two. Raises as `search` does."""
+        vectors = [await self._vector_of([(1.0, sought)], _Steps()) for sought in (one, other)]
+        return float(np.clip(vectors[0] @ vectors[1], -1.0, 1.0))
+
+    async def _vector_of(self, examples: Sequence[tuple[float, Sought]], steps: _Steps) -> Vector:
+        if len(examples) == 1:
+            return await self._one(examples[0][1], steps)
+        total = np.zeros(self.model.dimension, dtype=np.float64)
+        for weight, sought in examples:
+            total += weight * await self._one(sought, steps)
+        return _unit(total, "The examples cancel each other out.")
+
+    async def _one(self, sought: Sought, steps: _Steps) -> Vector:
+        if isinstance(sought, Picture):
+            return await self._of_picture(sought, steps)
+        if isinstance(sought, ImageRow):
+            return await self._of_row(sought, steps)
+        if len(sought) != self.model.dimension:
+            raise RequestRefused(
+                ErrorCode.INVALID_VECTOR,
+                f"The model {self.model.name} has vectors of {self.model.dimension} floats, not {len(sought)}.",
+                details={"dimension": self.model.dimension},
+            )
+        return _unit(sought.astype(np.float64), "A vector of zeros points nowhere.")
+
+    async def _of_picture(self, picture: Picture, steps: _Steps) -> Vector:
         async def embedded() -> Vector:
-            pixels = await self._decode(data)
+            pixels = await self._decode(picture.data, picture.box)
             steps.done("decode")
             vector: Vector = (await self._embedder.embed(pixels))[0]
             steps.done("embed")
             return vector
 
-        vector = await self._recent.vector_of(data, self._embedder.fingerprint, embedded)
-        return await self._answer(vector, request, steps, leave_out=())
+        if picture.box is not None:
+            # Known by its bytes alone, all of it would be taken for its part.
+            return await embedded()
+        return await self._recent.vector_of(picture.data, self._embedder.fingerprint, embedded)
 
-    async def by_object(self, row: ImageRow, request: SearchRequest) -> SearchAnswer:
-        """Search by what is stored of an object, which is left out of the answer.
-
-        Raises RequestRefused (IMAGE_NOT_INDEXED) when there is no vector of the bytes that the row names.
-        """
-        steps = _Steps()
+    async def _of_row(self, row: ImageRow, steps: _Steps) -> Vector:
+        """What is stored of an object. Raises RequestRefused when there is no vector of the bytes that the row names."""
         stored = (await self._vectors.fetch(self.model.collection, [row.object_id])).get(row.object_id)
         if row.state is not RowState.INDEXED or stored is None or stored.content_hash != row.content_hash:
             raise RequestRefused(
@@ -116,16 +174,19 @@ class Searcher:
                 details={"state": row.state, "reason": row.reason},
             )
         steps.done("search")
-        return await self._answer(stored.vector, request, steps, leave_out={row.object_id})
+        return stored.vector
 
     async def _answer(
         self, vector: Vector, request: SearchRequest, steps: _Steps, leave_out: Collection[ObjectId]
     ) -> SearchAnswer:
-        hits = await self._confirmed(vector, request, steps, leave_out)
+        found = await self._confirmed(vector, request, steps, leave_out)
+        hits = [_hit(hit, row) for hit, row in found.pairs[request.offset : request.offset + request.limit]]
         fresh = self._freshness.status()
         return SearchAnswer(
             hits=hits,
             limit=request.limit,
+            offset=request.offset,
+            groups_exhausted=found.exhausted if request.grouped else None,
             total_is_exact=False,
             model=self.model.name,
             indexed_through=fresh.indexed_through,
@@ -135,11 +196,13 @@ class Searcher:
 
     async def _confirmed(
         self, vector: Vector, request: SearchRequest, steps: _Steps, leave_out: Collection[ObjectId]
-    ) -> list[Hit]:
+    ) -> _Found:
         looked_up = set(leave_out)
         confirmed: list[tuple[VectorHit, ImageRow]] = []
-        fetch = request.limit + len(leave_out) + max(SPARE_HITS, request.limit // 8)
-        for _ in range(FETCHES):
+        shown, all_there = confirmed, False
+        wanted = request.offset + request.limit
+        fetch = min(wanted + len(leave_out) + max(SPARE_HITS, wanted // 8), LARGEST_FETCH)
+        for _ in range(FETCHES_GROUPED if request.grouped else FETCHES):
             found = await self._vectors.search(
                 self.model.collection, vector, limit=fetch, narrow=request.narrow, strong=request.strong
             )
@@ -157,14 +220,36 @@ class Searcher:
                 if (row := rows.get(hit.object_id)) and _stands_for(row, hit) and request.narrow.matches(row)
             ]
             HITS_HIDDEN.inc(len(candidates) - len(standing))
-            confirmed += standing
+            # A later fetch can bring something nearer that was written in between.
+            confirmed = sorted([*confirmed, *standing], key=lambda pair: -pair[0].similarity)
+            shown = _best_of_each_content(confirmed) if request.grouped else confirmed
             all_there = len(found) < fetch or not _good_enough(found[-1], request.min_score)
-            if len(confirmed) >= request.limit or all_there or fetch == LARGEST_FETCH:
+            if len(shown) >= wanted or all_there or fetch == LARGEST_FETCH:
                 break
             fetch = min(2 * fetch, LARGEST_FETCH)
-        # A later fetch can bring something nearer that was written in between.
-        confirmed.sort(key=lambda pair: -pair[0].similarity)
-        return [_hit(hit, row) for hit, row in confirmed[: request.limit]]
+        return _Found(shown, exhausted=all_there and len(shown) <= wanted)
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """`exhausted`: there is nothing beyond these."""
+
+    pairs: list[tuple[VectorHit, ImageRow]]
+    exhausted: bool
+
+
+def _best_of_each_content(pairs: Sequence[tuple[VectorHit, ImageRow]]) -> list[tuple[VectorHit, ImageRow]]:
+    best: dict[ContentHash, tuple[VectorHit, ImageRow]] = {}
+    for hit, row in pairs:
+        best.setdefault(hit.content_hash, (hit, row))
+    return list(best.values())
+
+
+def _unit(vector: npt.NDArray[np.float64], problem: str) -> Vector:
+    length = float(np.linalg.norm(vector))
+    if not length > SHORTEST:
+        raise RequestRefused(ErrorCode.INVALID_VECTOR, problem)
+    return (vector / length).astype(np.float32)
 
 
 def _good_enough(hit: VectorHit, min_score: float | None) -> bool:

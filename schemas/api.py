@@ -9,7 +9,7 @@ import re
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field, Json
 
@@ -32,6 +32,7 @@ class ErrorCode(StrEnum):
     INVALID_CURSOR = "INVALID_CURSOR"
     INVALID_WAIT_FOR = "INVALID_WAIT_FOR"
     INVALID_FILTER = "INVALID_FILTER"
+    INVALID_VECTOR = "INVALID_VECTOR"
     INVALID_KEY = "INVALID_KEY"
     INVALID_METADATA = "INVALID_METADATA"
     INVALID_BODY = "INVALID_BODY"
@@ -42,6 +43,7 @@ class ErrorCode(StrEnum):
     IMAGE_NOT_FOUND = "IMAGE_NOT_FOUND"
     CONTENT_NOT_FOUND = "CONTENT_NOT_FOUND"
     JOB_NOT_FOUND = "JOB_NOT_FOUND"
+    MODEL_NOT_FOUND = "MODEL_NOT_FOUND"
     BUCKET_NOT_FOLLOWED = "BUCKET_NOT_FOLLOWED"
     METHOD_NOT_ALLOWED = "METHOD_NOT_ALLOWED"
     BODY_TIMEOUT = "BODY_TIMEOUT"
@@ -81,6 +83,7 @@ _STATUS = {
     ErrorCode.INVALID_CURSOR: 400,
     ErrorCode.INVALID_WAIT_FOR: 400,
     ErrorCode.INVALID_FILTER: 400,
+    ErrorCode.INVALID_VECTOR: 400,
     ErrorCode.INVALID_KEY: 400,
     ErrorCode.INVALID_METADATA: 400,
     ErrorCode.INVALID_BODY: 400,
@@ -91,6 +94,7 @@ _STATUS = {
     ErrorCode.IMAGE_NOT_FOUND: 404,
     ErrorCode.CONTENT_NOT_FOUND: 404,
     ErrorCode.JOB_NOT_FOUND: 404,
+    ErrorCode.MODEL_NOT_FOUND: 404,
     ErrorCode.BUCKET_NOT_FOLLOWED: 404,
     ErrorCode.METHOD_NOT_ALLOWED: 405,
     ErrorCode.BODY_TIMEOUT: 408,
@@ -154,6 +158,22 @@ class WaitToken:
 
 Prefix = Annotated[str, Field(max_length=1024), AfterValidator(checked_key)]
 Limit = Annotated[int, Field(ge=1, le=LARGEST_LIMIT)]
+LARGEST_WINDOW = 16_384
+"""Offset and limit together: the vector store finds no more than that of one search."""
+
+Offset = Annotated[int, Field(ge=0, le=LARGEST_WINDOW, description="Hits to leave out at the beginning.")]
+Include = Literal["metadata", "duplicates", "presigned_url"]
+Box = tuple[float, float, float, float]
+
+
+def checked_box(box: Box) -> Box:
+    """Raises ValueError for one that holds nothing."""
+    left, top, right, bottom = box
+    if not (0 <= left < right <= 1 and 0 <= top < bottom <= 1):
+        raise ValueError("a box is left, top, right, bottom, each in [0, 1], with left < right and top < bottom")
+    return box
+
+
 WaitFor = Annotated[
     str, Field(max_length=322, description="Wait until this state of an object is settled: `<id>:<etag>` or `<id>:deleted`.")
 ]
@@ -193,15 +213,33 @@ class Filtered(_Narrowed):
         return Filter(self.bucket, self.prefix, self.filter)
 
 
+def _names(value: object) -> object:
+    return {part for part in value.split(",") if part} if isinstance(value, str) else value
+
+
 class SimilarParameters(Filtered):
     limit: Limit | None = Field(None, description="Most hits; the service's default when absent.")
     min_score: float | None = Field(
         None, ge=-100, le=100, allow_inf_nan=False, description="Only hits with this score or more."
     )
+    max_distance: float | None = Field(None, ge=0, le=4, allow_inf_nan=False, description="Only hits at this distance or less.")
+    offset: Offset = 0
+    group_by: Literal["content_hash"] | None = Field(None, description="Of hits with the same bytes only the best.")
+    include: Annotated[frozenset[Include], BeforeValidator(_names, json_schema_input_type=str)] = Field(
+        frozenset(), description="More about each hit, comma-separated: `metadata`, `duplicates`, `presigned_url`."
+    )
+    model: str | None = Field(
+        None, min_length=1, max_length=64, description="A model beside the active one, by name or fingerprint's beginning."
+    )
 
 
 class SearchParameters(SimilarParameters):
     wait_for: WaitFor | None = None
+    box: Annotated[Json[Box], AfterValidator(checked_box)] | None = Field(
+        None,
+        description="Of the picture only this part: left, top, right, bottom as shares of the upright picture.",
+        examples=[[0.1, 0.2, 0.6, 0.9]],
+    )
 
 
 class ImageParameters(Parameters):
@@ -246,6 +284,13 @@ class Hit(BaseModel):
     put_time: AwareDatetime | None
     indexed_at: AwareDatetime
     url: str = Field(description="Path of the picture's bytes on this service.")
+    metadata: dict[str, Any] | None = Field(None, description="What people say of it; with `include=metadata`.")
+    duplicates: int | None = Field(
+        None, description="How many other indexed objects have the same bytes; with `include=duplicates`."
+    )
+    presigned_url: str | None = Field(
+        None, description="Where the object store gives its bytes for some minutes; with `include=presigned_url`."
+    )
 
 
 class SearchTimings(BaseModel):
@@ -258,6 +303,10 @@ class SearchTimings(BaseModel):
 class SearchAnswer(BaseModel):
     hits: list[Hit] = Field(description="Best first.")
     limit: int
+    offset: int = 0
+    groups_exhausted: bool | None = Field(
+        None, description="With `group_by`: whether there are no further groups. Null without."
+    )
     total_is_exact: bool = Field(False, description="A nearest-neighbour search has no exact total.")
     model: str
     indexed_through: AwareDatetime | None = Field(

@@ -12,6 +12,7 @@ from aiohttp.web import Application, Request
 
 from infra.settings import QuerySettings
 from query_service.app import init_app
+from query_service.endpoint import Endpoint
 from schemas.api import ErrorCode
 from tests.query_world import QueryWorld, Server
 
@@ -53,3 +54,10 @@ async def refused(response: aiohttp.ClientResponse, code: ErrorCode) -> dict[str
 
 def keys_of(answer: dict[str, Any]) -> list[str]:
     return [hit["key"] for hit in answer["hits"]]
+
+
+def path_of(endpoint: Endpoint) -> str:
+    """A path of this route at which nothing is."""
+    return endpoint.path.replace("{id}", "0" * 64).replace("{job_id}", "0" * 36).replace("{bucket}/{key}", "images/a.jpg") + (
+        "?follow=false" if endpoint.path == "/v1/events" else ""
+    )

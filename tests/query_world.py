@@ -21,10 +21,11 @@ from infra.metadata_store.memory import MemoryMetadataStore
 from infra.object_store.memory import MemoryObjectStore
 from infra.settings import CommonSettings, QuerySettings
 from infra.vector_store.memory import MemoryVectorStore
+from processors.decode_pool import Box
 from processors.embedding.embedder import Pixels, Vectors
 from query_service.recent import RecentVectors
 from query_service.resources import QueryModel, Resources
-from query_service.search import Searcher
+from query_service.search import Decode, Searcher
 from schemas.api import FreshnessStatus
 from schemas.events import Cause, Outcome, OutcomeEvent, OutcomeType, ReasonCode, outcome_event
 from schemas.identity import ModelFingerprint, ObjectRef, content_hash_of
@@ -53,12 +54,15 @@ def score_between(one: float, other: float) -> float:
     return 100.0 * math.cos(math.radians(one - other))
 
 
-async def decode(data: bytes) -> Pixels:
+async def decode(data: bytes, box: Box | None = None) -> Pixels:
     if not data:
         raise ImageRejected(ReasonCode.EMPTY_OBJECT, "The picture is empty.")
     if not data.startswith(b"picture "):
         raise ImageRejected(ReasonCode.NOT_AN_IMAGE, "This is no picture.")
     angle = int(data.removeprefix(b"picture "))
+    if box is not None:
+        # Of this picture's parts, the one at the left edge points where all of it does.
+        angle += round(100 * box[0])
     return np.array([[[[angle // 256, angle % 256, 0]]]], dtype=np.uint8)
 
 
@@ -107,7 +111,7 @@ class QueryWorld:
         self.vectors = MemoryVectorStore()
         self.broker = MemoryBroker(*ALL_TOPICS, partitions=4, idle_seconds=0.05)
         self.embedder = AngleEmbedder()
-        self.decode: Callable[[bytes], Awaitable[Pixels]] = decode
+        self.decode: Decode = decode
         self.fingerprint = FINGERPRINT
         """Of the model that the service is set to."""
 

@@ -98,6 +98,20 @@ class SqlImages(SqlPart):
 
         return await self._database.read(work) if hashes else {}
 
+    async def count_with_content(
+        self, hashes: Collection[ContentHash], *, where: FilterGroup | None = None
+    ) -> dict[ContentHash, int]:
+        indexed = and_(images.c.state == RowState.INDEXED.value, images.c.content_hash.in_(hashes))
+        query = select(images.c.content_hash, func.count().label("number")).where(indexed)
+        if where is not None:
+            query = query.where(in_group(where))
+
+        async def work(connection: AsyncConnection) -> dict[ContentHash, int]:
+            found = await connection.execute(query.group_by(images.c.content_hash))
+            return {ContentHash(row.content_hash): row.number for row in found}
+
+        return await self._database.query(work) if hashes else {}
+
     async def list_rows(
         self,
         *,

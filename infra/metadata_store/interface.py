@@ -134,6 +134,11 @@ class MetadataStore(Protocol):
     async def indexed_with_content(self, hashes: Collection[ContentHash]) -> dict[ContentHash, list[ObjectId]]:
         """Objects whose row is indexed with these bytes, oldest first, at most 8 for each content. One query."""
 
+    async def count_with_content(
+        self, hashes: Collection[ContentHash], *, where: FilterGroup | None = None
+    ) -> dict[ContentHash, int]:
+        """How many indexed rows, of those that the filter matches, have these bytes. One query."""
+
     async def list_rows(
         self,
         *,

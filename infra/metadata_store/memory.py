@@ -85,6 +85,12 @@ class MemoryMetadataStore:
                 found[row.content_hash].append(row.object_id)
         return dict(found)
 
+    async def count_with_content(
+        self, hashes: Collection[ContentHash], *, where: FilterGroup | None = None
+    ) -> dict[ContentHash, int]:
+        rows = (row for row in self._narrowed(Filter(where=where)) if row.state is RowState.INDEXED)
+        return dict(Counter(row.content_hash for row in rows if row.content_hash is not None and row.content_hash in hashes))
+
     async def list_rows(
         self,
         *,

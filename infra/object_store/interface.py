@@ -85,6 +85,10 @@ class ObjectStore(Protocol):
     async def stat(self, ref: ObjectRef) -> ObjectStat:
         """Raises ObjectGone."""
 
+    async def presigned_url(self, ref: ObjectRef, *, seconds: int) -> str:
+        """Where the store gives these bytes to anyone for so long, at its public address. Asks nobody; raises ImageRejected for
+        a key that no address can name."""
+
     async def put(self, ref: ObjectRef, data: bytes, content_type: str = "application/octet-stream") -> ObjectStat:
         """Describes what was put, even if another writer came right behind. Never makes a bucket."""
 

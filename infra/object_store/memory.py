@@ -9,6 +9,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, 
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import replace
 from enum import StrEnum
+from urllib.parse import quote
 
 from infra.errors import ImageRejected, ObjectChanged, ObjectGone, StoreRefused, StoreUnavailable
 from infra.object_store.interface import NotificationRule, ObjectStat, ObjectStream, Over, StoredObject
@@ -81,6 +82,10 @@ class MemoryObjectStore:
         found = self._object(ref)
         async with aclosing(_chunks(found.data)) as chunks:
             yield ObjectStream(found.stat, chunks)
+
+    async def presigned_url(self, ref: ObjectRef, *, seconds: int) -> str:
+        check_place(ref)
+        return f"http://objects.test/{ref.bucket}/{quote(ref.key, errors='surrogatepass')}?seconds={seconds}"
 
     async def stat(self, ref: ObjectRef) -> ObjectStat:
         await self._called(Operation.STAT, ref)

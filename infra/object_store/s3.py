@@ -51,8 +51,9 @@ _BUCKET_EXISTS_CODES = frozenset({"BucketAlreadyOwnedByYou", "BucketAlreadyExist
 class S3ObjectStore:
     """See ObjectStore. One of these a process: it holds the connections."""
 
-    def __init__(self, client: Minio, session: aiohttp.ClientSession, *, timeout_seconds: float) -> None:
-        self._client = client
+    def __init__(self, client: Minio, public: Minio, session: aiohttp.ClientSession, *, timeout_seconds: float) -> None:
+        """`public` signs addresses for others, who reach the store under another name, and sends nothing."""
+        self._client, self._public = client, public
         self._session = session
         self._timeout_seconds = timeout_seconds
         self._buckets_put_to: set[str] = set()
@@ -71,16 +72,18 @@ class S3ObjectStore:
             headers={"Accept-Encoding": "identity"},
             cookie_jar=aiohttp.DummyCookieJar(),
         )
-        endpoint = urlsplit(settings.s3_endpoint)
-        client = Minio(
-            endpoint.netloc,
-            access_key=settings.s3_access_key or None,
-            secret_key=settings.s3_secret_key.get_secret_value() or None,
-            secure=endpoint.scheme == "https",
-            region=settings.s3_region,  # without it the first call of each bucket asks for its location, which needs a right
-            session=session,
+        client, public = (
+            Minio(
+                endpoint.netloc,
+                access_key=settings.s3_access_key or None,
+                secret_key=settings.s3_secret_key.get_secret_value() or None,
+                secure=endpoint.scheme == "https",
+                region=settings.s3_region,  # without it the first call of a bucket asks for its location, which needs a right
+                session=session,
+            )
+            for endpoint in map(urlsplit, (settings.s3_endpoint, settings.s3_public_endpoint or settings.s3_endpoint))
         )
-        return cls(client, session, timeout_seconds=settings.s3_timeout_seconds)
+        return cls(client, public, session, timeout_seconds=settings.s3_timeout_seconds)
 
     async def read(self, ref: ObjectRef, *, max_bytes: int) -> StoredObject:
         check_place(ref)
@@ -101,6 +104,11 @@ class S3ObjectStore:
                 stat = _stat_of_response(ref, response)
             chunks = await stack.enter_async_context(aclosing(self._translated_chunks(response, stat.size)))
             yield ObjectStream(stat, chunks)
+
+    async def presigned_url(self, ref: ObjectRef, *, seconds: int) -> str:
+        check_place(ref)
+        url: str = await self._public.get_presigned_url("GET", ref.bucket, ref.key, expires=timedelta(seconds=seconds))
+        return url
 
     async def stat(self, ref: ObjectRef) -> ObjectStat:
         check_place(ref)

@@ -35,6 +35,11 @@ class CommonSettings(ServiceSettings):
     cache_dir: Path = Field(default_factory=cache_home, description="Downloads and converted models, kept between deployments.")
 
     s3_endpoint: str = Field("http://127.0.0.1:9000", pattern=r"^https?://[^/]+$", description="Object store, scheme and host.")
+    s3_public_endpoint: str = Field(
+        "",
+        pattern=r"^(https?://[^/]+)?$",
+        description="Under which scheme and host clients reach the object store: what presigned addresses name. Empty: none.",
+    )
     s3_access_key: str = Field("", description="Access key of the object store.")
     s3_secret_key: SecretStr = Field(SecretStr(""), description="Secret key of the object store.")
     s3_region: str = Field("us-east-1", description="Region that requests are signed for.")

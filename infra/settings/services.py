@@ -88,6 +88,7 @@ class QuerySettings(CommonSettings, ModelSettings):
         (), description="Other sites whose pages may ask here, comma-separated, such as https://photos.example.com."
     )
     max_limit: int = Field(1000, ge=1, le=1000, description="Most hits of a search and most entries of a page.")
+    presigned_seconds: int = Field(300, ge=1, le=604_800, description="How long an address of the object store is good for.")
     default_limit: int = Field(20, ge=1, le=1000, description="Hits of a search that names no limit.")
     queries_at_once: int = Field(16, ge=1, description="Searches worked on at once.")
     queries_waiting: int = Field(64, ge=0, description="Searches that may wait for their turn; the next one gets 429.")

@@ -16,6 +16,7 @@ from tests.conftest import FreshSettings
 from tests.deployment import Deployment, deployed, environment_of
 from tests.pictures import jpeg
 from tests.query_deployment import Client, query_settings
+from tests.query_http import path_of
 from tests.query_world import Server
 from tests.stack import IMAGE_SEARCH
 
@@ -38,8 +39,7 @@ async def command(deployment: Deployment, *arguments: str) -> str:
 async def statuses(client: Client, headers: dict[str, str]) -> dict[str, int]:
     found = {}
     for endpoint in ENDPOINTS:
-        path = endpoint.path.replace("{id}", ABSENT) + ("?follow=false" if endpoint.path == "/v1/events" else "")
-        async with client.request(endpoint.method, path, headers=headers) as response:
+        async with client.request(endpoint.method, path_of(endpoint), headers=headers) as response:
             found[f"{endpoint.method} {endpoint.path}"] = response.status
     return found
 

@@ -6,6 +6,7 @@ import io
 import struct
 import warnings
 import zlib
+from dataclasses import replace
 from typing import get_args
 
 import numpy as np
@@ -84,6 +85,27 @@ def test_exif_orientation_turns_the_picture_upright(orientation: int, format_nam
     assert close(decoded.pixels, expected.pixels, within=0.5)
     if orientation != 1:
         assert not close(decoded.pixels, decode(encoded(stored, "PNG"), RULES).pixels, within=5.0)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("format_name", ["PNG", "JPEG"])
+def test_a_box_is_a_part_of_the_upright_picture(orientation: int, format_name: str) -> None:
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    stored = encoded(draw(2, (240, 160)), format_name, exif=exif)
+    upright = ImageOps.exif_transpose(Image.open(io.BytesIO(stored)))
+    box = (0.5, 0.25, 1.0, 0.75)
+    decoded = decode(stored, replace(RULES, box=box))
+    edges = [round(share * side) for share, side in zip(box, upright.size * 2, strict=True)]
+    part = upright.crop((edges[0], edges[1], edges[2], edges[3]))
+    part.info.clear()
+    assert (decoded.width, decoded.height) == part.size
+    assert close(decoded.pixels, decode(encoded(part, "PNG", exif=b""), RULES).pixels, within=0.5)
+
+
+def test_a_box_that_holds_next_to_nothing_is_too_small() -> None:
+    data = encoded(draw(2, (100, 100)), "PNG")
+    assert refused(data, replace(RULES, box=(0.0, 0.0, 0.15, 1.0))) is ReasonCode.IMAGE_TOO_SMALL
 
 
 def test_a_turned_picture_fills_an_input_that_is_not_square() -> None:

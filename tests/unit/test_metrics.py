@@ -21,7 +21,7 @@ from processors.delivery import Batcher
 from processors.work import Delivery
 from query_service.batching import BatchingEmbedder
 from query_service.recent import RecentVectors
-from query_service.search import SearchRequest
+from query_service.search import Picture, SearchRequest
 from schemas.events import Cause, ObjectEvent
 from schemas.identity import ObjectRef
 from schemas.topics import OUTCOMES, Topic
@@ -190,7 +190,7 @@ async def test_a_search_by_its_steps() -> None:
     world = await QueryWorld().start()
     await world.put("a.jpg", 0)
     moved = Moved()
-    await world.searcher().by_picture(picture(0), SearchRequest(limit=1))
+    await world.searcher().search([(1.0, Picture(picture(0)))], SearchRequest(limit=1))
     for step in ("decode", "embed", "search", "metadata"):
         assert moved.by("search_step_seconds_count", step=step) == 1, step
 
@@ -200,7 +200,7 @@ async def test_a_query_vector_by_where_it_came_from() -> None:
     searcher = world.searcher(RecentVectors(8))
     moved = Moved()
     for _ in range(3):
-        await searcher.by_picture(picture(0), SearchRequest(limit=1))
+        await searcher.search([(1.0, Picture(picture(0)))], SearchRequest(limit=1))
     assert moved.by("query_vectors_total", origin="embedded") == 1
     assert moved.by("query_vectors_total", origin="recent") == 2
 

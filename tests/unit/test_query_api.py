@@ -148,7 +148,10 @@ def test_every_reference_leads_somewhere() -> None:
 def test_every_parameter_is_described_with_its_bounds() -> None:
     parameters = OPENAPI["paths"]["/v1/search"]["post"]["parameters"]
     search = {parameter["name"]: parameter.get("schema") for parameter in parameters}
-    assert search.keys() == {"limit", "min_score", "bucket", "prefix", "filter", "wait_for"}
+    assert search.keys() == {
+        *("limit", "offset", "min_score", "max_distance", "bucket", "prefix", "filter", "wait_for"),
+        *("box", "group_by", "include", "model"),
+    }
     assert (search["limit"]["minimum"], search["limit"]["maximum"], search["limit"]["type"]) == (1, 500, "integer")
     similar = OPENAPI["paths"]["/v1/images/{id}/similar"]["get"]["parameters"]
     assert {parameter["name"]: parameter["in"] for parameter in similar}["id"] == "path"

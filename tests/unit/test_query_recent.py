@@ -10,7 +10,7 @@ import pytest
 from infra.errors import ImageRejected
 from query_service import recent as module
 from query_service.recent import RecentVectors
-from query_service.search import SearchRequest
+from query_service.search import Picture, SearchRequest
 from schemas.identity import ContentHash, ModelFingerprint, content_hash_of
 from schemas.vectors import Vector
 from tests.query_world import FINGERPRINT, QueryWorld, picture
@@ -87,9 +87,9 @@ async def test_a_search_with_remembered_bytes_neither_decodes_nor_embeds_and_ans
     for angle in (0, 30, 90):
         await world.put(f"{angle}.jpg", angle)
     searcher, request = world.searcher(RecentVectors(8)), SearchRequest(limit=3)
-    first = await searcher.by_picture(picture(10), request)
-    again = await searcher.by_picture(picture(10), request)
-    unremembered = await world.searcher().by_picture(picture(10), request)
+    first = await searcher.search([(1.0, Picture(picture(10)))], request)
+    again = await searcher.search([(1.0, Picture(picture(10)))], request)
+    unremembered = await world.searcher().search([(1.0, Picture(picture(10)))], request)
     assert first.hits == again.hits == unremembered.hits
     assert (again.timing_ms.decode, again.timing_ms.embed) == (None, None)
     assert first.timing_ms.decode is not None
@@ -100,5 +100,5 @@ async def test_a_picture_that_is_refused_is_refused_again() -> None:
     searcher = (await QueryWorld().start()).searcher(recent)
     for _ in range(2):
         with pytest.raises(ImageRejected):
-            await searcher.by_picture(b"no picture", SearchRequest(limit=1))
+            await searcher.search([(1.0, Picture(b"no picture"))], SearchRequest(limit=1))
     assert len(recent) == 0

@@ -16,7 +16,7 @@ from infra.vector_store.memory import MemoryVectorStore
 from processors.embedding.active_model import active_model
 from query_service import search as search_module
 from query_service.errors import RequestRefused
-from query_service.search import SearchRequest
+from query_service.search import Picture, SearchRequest
 from schemas.api import ErrorCode
 from schemas.filter import Filter
 from schemas.identity import ModelFingerprint, ObjectId, ObjectRef
@@ -40,13 +40,13 @@ class CountingMetadata(MemoryMetadataStore):
 
 
 async def keys_found(world: QueryWorld, angle: int, request: SearchRequest) -> list[str]:
-    return [hit.key for hit in (await world.searcher().by_picture(picture(angle), request)).hits]
+    return [hit.key for hit in (await world.searcher().search([(1.0, Picture(picture(angle)))], request)).hits]
 
 
 async def test_hits_come_nearest_first_with_score_and_distance(world: QueryWorld) -> None:
     for angle in (0, 30, 60, 120):
         await world.put(f"{angle}.jpg", angle)
-    answer = await world.searcher().by_picture(picture(10), SearchRequest(limit=3))
+    answer = await world.searcher().search([(1.0, Picture(picture(10)))], SearchRequest(limit=3))
     assert [hit.key for hit in answer.hits] == ["0.jpg", "30.jpg", "60.jpg"]
     first = answer.hits[0]
     assert first.score == pytest.approx(score_between(10, 0), abs=0.01)
@@ -58,7 +58,7 @@ async def test_hits_come_nearest_first_with_score_and_distance(world: QueryWorld
 
 async def test_an_opposite_picture_scores_below_zero(world: QueryWorld) -> None:
     await world.put("far.jpg", 180)
-    [hit] = (await world.searcher().by_picture(picture(0), SearchRequest(limit=1))).hits
+    [hit] = (await world.searcher().search([(1.0, Picture(picture(0)))], SearchRequest(limit=1))).hits
     assert hit.score == pytest.approx(-100.0, abs=0.01)
     assert hit.distance == pytest.approx(4.0, abs=0.001)
 
@@ -122,7 +122,7 @@ async def test_one_sql_query_whatever_the_limit(limit: int, narrow: Filter) -> N
     for number in range(150):
         await world.put(str(number), number)
     metadata.queries = 0
-    await world.searcher().by_picture(picture(0), SearchRequest(limit=limit, narrow=narrow))
+    await world.searcher().search([(1.0, Picture(picture(0)))], SearchRequest(limit=limit, narrow=narrow))
     assert metadata.queries == 1
 
 
@@ -155,21 +155,21 @@ async def test_a_filter_narrows_and_the_row_has_the_last_word(world: QueryWorld)
 
 async def test_what_is_no_picture_is_rejected(world: QueryWorld) -> None:
     with pytest.raises(ImageRejected):
-        await world.searcher().by_picture(b"text", SearchRequest(10))
+        await world.searcher().search([(1.0, Picture(b"text"))], SearchRequest(10))
 
 
 async def test_similar_leaves_the_object_itself_out_and_keeps_its_twins(world: QueryWorld) -> None:
     row = await world.put("one", 10)
     await world.put("same", 10)
     await world.put("near", 20)
-    answer = await world.searcher().by_object(row, SearchRequest(limit=2))
+    answer = await world.searcher().search([(1.0, row)], SearchRequest(limit=2))
     assert [hit.key for hit in answer.hits] == ["same", "near"]
 
 
 async def test_similar_to_what_has_no_vector_is_refused(world: QueryWorld) -> None:
     failed = await world.set_row(ObjectRef(BUCKET, "broken"), b"broken", state=RowState.FAILED)
     with pytest.raises(RequestRefused) as refused:
-        await world.searcher().by_object(failed, SearchRequest(limit=2))
+        await world.searcher().search([(1.0, failed)], SearchRequest(limit=2))
     assert refused.value.code is ErrorCode.IMAGE_NOT_INDEXED
 
 
@@ -177,7 +177,7 @@ async def test_similar_never_searches_by_a_vector_of_other_bytes(world: QueryWor
     await world.put("one", 10)
     row = await world.set_row(ObjectRef(BUCKET, "one"), picture(90))
     with pytest.raises(RequestRefused) as refused:
-        await world.searcher().by_object(row, SearchRequest(limit=2))
+        await world.searcher().search([(1.0, row)], SearchRequest(limit=2))
     assert refused.value.code is ErrorCode.IMAGE_NOT_INDEXED
 
 
@@ -193,7 +193,7 @@ async def test_always_the_nearest_of_what_stands(angles: list[int], hidden: set[
         await world.put(f"{number}", angle)
         if number in hidden:
             await world.set_row(ObjectRef(BUCKET, f"{number}"), picture(angle), state=RowState.FAILED)
-    shown = (await world.searcher().by_picture(picture(asked), SearchRequest(limit))).hits
+    shown = (await world.searcher().search([(1.0, Picture(picture(asked)))], SearchRequest(limit))).hits
     standing = sorted(
         (score_between(asked, angle) for number, angle in enumerate(angles) if number not in hidden), reverse=True
     )

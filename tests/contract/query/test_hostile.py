@@ -24,7 +24,7 @@ async def test_an_address_is_not_fetched(client: Client, host: str) -> None:
     async with listener:
         url = f"http://{host}:{listener.sockets[0].getsockname()[1]}/picture.jpg"
         as_json = await client.post("/v1/search", data=json.dumps({"url": url}), headers={"Content-Type": "application/json"})
-        await refused(as_json, ErrorCode.UNSUPPORTED_MEDIA_TYPE)
+        await refused(as_json, ErrorCode.INVALID_REQUEST)
         await refused(await client.post("/v1/search", params={"url": url}, data=picture(1)), ErrorCode.INVALID_REQUEST)
         await refused(await client.post("/v1/search", data={"url": url}), ErrorCode.UNSUPPORTED_MEDIA_TYPE)
         assert not visitors

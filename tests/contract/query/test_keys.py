@@ -12,7 +12,7 @@ from query_service.app import ENDPOINTS
 from query_service.endpoint import Endpoint
 from schemas.access import Grant, Open, Scope, place_from_text
 from schemas.api import ErrorCode
-from tests.query_http import Client, keys_of, refused, running
+from tests.query_http import Client, keys_of, path_of, refused, running
 from tests.query_world import QueryWorld, picture
 
 GUARDED = [endpoint for endpoint in ENDPOINTS if not isinstance(endpoint.scope, Open)]
@@ -30,12 +30,6 @@ async def key_for(world: QueryWorld, *scopes: Scope, places: tuple[str, ...] = (
     made = new_key("test", Grant.of(scopes, map(place_from_text, places)))
     await world.metadata.add_api_key(made.stored)
     return {"Authorization": f"Bearer {made.text}"}
-
-
-def path_of(endpoint: Endpoint) -> str:
-    return endpoint.path.replace("{id}", "0" * 64).replace("{job_id}", "0" * 36).replace("{bucket}/{key}", "images/a.jpg") + (
-        "?follow=false" if endpoint.path == "/v1/events" else ""
-    )
 
 
 def named(endpoint: Endpoint) -> str:
