@@ -6,6 +6,7 @@ python -m tests.benchmarks [--only NAME,NAME] [--quick] [--rows N]
 from __future__ import annotations
 
 import argparse
+import os
 import traceback
 from collections.abc import Sequence
 from typing import Final
@@ -57,8 +58,9 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=0, help=f"vectors of the index part (default {index.ROWS:,})")
     arguments = parser.parse_args()
     run = Run(Console(), arguments.quick, arguments.rows)
+    load = os.getloadavg()[0]
     results, failed = measured(asked(arguments.only), run)
-    publish(results, run.cpu_seconds, run.console, failed=failed, quick=run.quick)
+    publish(results, run.cpu_seconds, run.console, failed=failed, quick=run.quick, load=load)
     if failed:
         raise SystemExit(f"failed, and missing above: {', '.join(failed)}")
 

@@ -17,6 +17,7 @@ from rich.table import Table
 RESULTS: Final = Path("build/bench.json")
 TABLES: Final = RESULTS.with_suffix(".md")
 CHART: Final = RESULTS.with_suffix(".png")
+BUSY: Final = 0.5
 COLUMNS: Final = ("measure", "value", "goal", "met", "rounds", "spread", "arms (median)")
 
 
@@ -62,7 +63,17 @@ def machine() -> dict[str, object]:
     )
     flags = next((line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("flags")), "").split()
     wide = [flag for flag in ("avx2", "avx512f", "avx512_vnni", "avx512_bf16") if flag in flags]
-    return {"processor": model, "cores": os.cpu_count(), "vector_units": wide, "python": platform.python_version()}
+    return {
+        "processor": model,
+        "cores": os.cpu_count(),
+        "vector_units": wide,
+        "python": platform.python_version(),
+    }
+
+
+def busy_with(load: float) -> str:
+    """For the title. `load`: of the minute before the run. Beside other work arms are hit unequally, torch the hardest."""
+    return f"; the machine was busy (load {load:.1f} before the run): no figures to publish" if load > BUSY else ""
 
 
 def publish(
@@ -72,13 +83,14 @@ def publish(
     *,
     failed: Sequence[str] = (),
     quick: bool = False,
+    load: float = 0.0,
 ) -> None:
-    """`cpu_seconds`: title to the CPU-seconds of each process. `failed`: parts whose results are missing."""
+    """`cpu_seconds`: title to the CPU-seconds of each process. `failed`: parts whose results are missing. `load`: of the machine, before the run."""
     # Imported here, because it draws with what is reported here.
     from tests.benchmarks.chart import ratio_chart
 
     about = machine()
-    title = f"{about['processor']}, {about['cores']} cores{', a quick run: no figures to publish' if quick else ''}"
+    title = f"{about['processor']}, {about['cores']} cores{'; a quick run: no figures to publish' if quick else ''}{busy_with(load)}"
     table = Table(*COLUMNS, title=title)
     for one in results:
         table.add_row(*cells(one), style=None if one.met else "red")
@@ -92,6 +104,7 @@ def publish(
     document = {
         "machine": about,
         "quick": quick,
+        "load_before": load,
         "failed": list(failed),
         "results": [{**asdict(one), "met": one.met} for one in results],
         "cpu_seconds": cpu_seconds,

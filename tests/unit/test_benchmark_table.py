@@ -57,6 +57,14 @@ def test_a_run_is_written_for_machines_and_people_and_as_a_picture(tmp_path: Pat
     assert Path("build/bench.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_a_run_beside_other_work_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    publish([Result("speed", 1, 1, "×")], {}, Console(quiet=True), load=3.0)
+    assert "the machine was busy (load 3.0" in Path("build/bench.md").read_text()
+    publish([Result("speed", 1, 1, "×")], {}, Console(quiet=True), load=0.1)
+    assert "busy" not in Path("build/bench.md").read_text()
+
+
 def test_one_part_that_fails_costs_no_other_its_results() -> None:
     def broken(_: Run) -> list[Result]:
         raise RuntimeError("no disk")
