@@ -85,12 +85,15 @@ def publish(
     quick: bool = False,
     load: float = 0.0,
 ) -> None:
-    """`cpu_seconds`: title to the CPU-seconds of each process. `failed`: parts whose results are missing. `load`: of the machine, before the run."""
+    """`cpu_seconds`: title to the CPU-seconds of each process.
+
+    `failed`: parts whose results are missing. `load`: of the machine, before the run."""
     # Imported here, because it draws with what is reported here.
     from tests.benchmarks.chart import ratio_chart
 
     about = machine()
-    title = f"{about['processor']}, {about['cores']} cores{'; a quick run: no figures to publish' if quick else ''}{busy_with(load)}"
+    hurried = "; a quick run: no figures to publish" if quick else ""
+    title = f"{about['processor']}, {about['cores']} cores{hurried}{busy_with(load)}"
     table = Table(*COLUMNS, title=title)
     for one in results:
         table.add_row(*cells(one), style=None if one.met else "red")
