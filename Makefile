@@ -64,8 +64,8 @@ check: $(DEVELOPMENT)  ## Lint, format, types (strict), import rules
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
 
-bench: full-servers  ## Measure against the goals; writes build/bench.json
-	$(BIN)/python -m tests.benchmarks
+bench: full-servers  ## Measure against the goals (ONLY=decode,model, QUICK=1); writes build/bench.json, .md and .png
+	$(BIN)/python -m tests.benchmarks --only "$(ONLY)" $(if $(QUICK),--quick)
 
 soak: full-servers  ## Constant load and a kill every minute (MINUTES=30 PROFILE=embedded); writes build/soak.json
 	MINUTES=$(or $(MINUTES),30) PROFILE=$(PROFILE) $(BIN)/python -m tests.soak

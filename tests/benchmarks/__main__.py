@@ -1,108 +1,68 @@
-"""`make bench`: both arms of each measure in one run on one machine, raw rounds kept. Never part of the tests."""
+"""`make bench`: all arms of each measure in one run on one machine, raw rounds kept. Never part of the tests.
+
+python -m tests.benchmarks [--only NAME,NAME] [--quick] [--rows N]
+"""
 
 from __future__ import annotations
 
-import asyncio
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
+import argparse
+import os
+import traceback
+from collections.abc import Sequence
+from typing import Final
 
-import aiohttp
 from rich.console import Console
 
-from infra import metadata_store, vector_store
-from infra.settings import ProcessorSettings
-from processors.embedding import open_embedder
-from processors.embedding.active_model import active_model
-from processors.embedding.catalog import fingerprint
-from processors.embedding.choice import chosen, precision_asked
-from tests.benchmarks import bare, index, instead, measures, queries
+from tests.benchmarks import decoding, index, instead, models, pipeline, services
+from tests.benchmarks.parts import Part, Run
 from tests.benchmarks.report import Result, publish
-from tests.pictures import edited_copy, jpeg
-from tests.stack import FullStack
 
-MEMORY_GOAL_GIB = 4.0
-EFFICIENCY_GOAL = 0.3
-BARE_PICTURES = 64
-EMBEDDED_GOALS = measures.FreshnessGoals("", p50_seconds=0.7, p99_seconds=2.0)
-FULL_GOALS = measures.FreshnessGoals(", full profile", p50_seconds=0.5, p99_seconds=1.5)
-
-
-async def embedded(stack: FullStack, console: Console) -> tuple[list[Result], dict[str, float]]:
-    """Every measure; beside the results the CPU seconds of each program during the backlog."""
-    settings = stack.settings(ProcessorSettings)
-    metadata, vectors = await metadata_store.connect(settings), await vector_store.connect(settings)
-    description = chosen(settings)
-    model = await active_model(metadata, fingerprint(description, precision_asked(settings)), description.name)
-    embedder = await open_embedder(description, settings)
-    try:
-        rules = description.decode_rules(settings)
-        pixels = bare.pixels_of([jpeg(number) for number in range(BARE_PICTURES)], rules)
-        async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=60)) as session:
-            bench = measures.Bench(stack, settings, session)
-            results = await measures.freshness(bench, console.print, EMBEDDED_GOALS)
-            before, by_batch = await bare.model_rate(embedder, pixels)
-            filled = await measures.backlog(bench, console.print)
-            after, _ = await bare.model_rate(embedder, pixels)
-            bare_rate = (before + after) / 2
-            console.print(f"bare model: {before:.0f} and {after:.0f} pictures a second, by batch size {_rounded(by_batch)}")
-            results.append(
-                Result(
-                    "backlog over bare model",
-                    filled.rate / bare_rate,
-                    EFFICIENCY_GOAL,
-                    "×",
-                    at_least=True,
-                    rounds=[filled.rate, before, after],
-                )
-            )
-            pictures = [edited_copy(jpeg(number)) for number in range(measures.SEARCHES)]
-            search = bare.BareSearch(rules, embedder, vectors, model.collection)
-            results += await queries.overhead(bench, search, pictures, console.print)
-            results += await queries.throughput(bench, console.print)
-            results += await queries.refusals(bench, console.print)
-        memory = stack.resident_bytes()
-        results.append(Result("resident memory, all processes", sum(memory.values()) / 2**30, MEMORY_GOAL_GIB, "GiB"))
-        with_torch = stack.processes_with("libtorch")
-        results.append(Result("serving processes with torch", len(with_torch), 0, "processes"))
-        results += await index.measure(settings, console.print)
-        return results, filled.cpu_seconds
-    finally:
-        await embedder.close()
-        await vectors.close()
-        await metadata.close()
+PARTS: Final = (
+    Part("decode", "decoding against simplejpeg and against Pillow, and what the processes around it cost", decoding.measure),
+    Part("model", "the bare model against a plain loop in torch", models.measure),
+    Part("services", "freshness, backlog, searches and memory of the embedded profile", services.embedded_profile),
+    Part("full", "freshness of the full profile", services.full_profile),
+    Part("pipeline", "a backlog and searches against the bare model, ResNet50's shape in each precision", pipeline.part),
+    Part("index", "recall, and searches against bare pymilvus, on growing and on sealed data", index.part),
+    Part("instead", "what people would use instead: the older project's shape and the tutorial loop", instead.part),
+)
 
 
-def _rounded(rates: dict[int, float]) -> dict[int, int]:
-    return {batch: round(rate) for batch, rate in rates.items()}
+def asked(only: str) -> Sequence[Part]:
+    """Raises SystemExit that lists the parts when one is asked for that there is not."""
+    names = [name for name in only.split(",") if name]
+    if unknown := set(names) - {part.name for part in PARTS}:
+        known = "\n".join(f"  {part.name:10} {part.about}" for part in PARTS)
+        raise SystemExit(f"there is no part {', '.join(sorted(unknown))}; choose of\n{known}")
+    return [part for part in PARTS if not names or part.name in names]
 
 
-async def full(stack: FullStack, console: Console) -> list[Result]:
-    """What differs between the profiles: the way from the bucket through MinIO's notifications and MariaDB."""
-    async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=60)) as session:
-        bench = measures.Bench(stack, stack.settings(ProcessorSettings), session)
-        return await measures.freshness(bench, console.print, FULL_GOALS)
+def measured(parts: Sequence[Part], run: Run) -> tuple[list[Result], list[str]]:
+    """The results, and the names of the parts that failed: an hour of measuring is not lost with one of them."""
+    results: list[Result] = []
+    failed: list[str] = []
+    for part in parts:
+        run.say(f"[bold]{part.name}[/bold]: {part.about}")
+        try:
+            results += part.measure(run)
+        except Exception:
+            failed.append(part.name)
+            run.console.print(traceback.format_exc(), markup=False)
+    return results, failed
 
 
 def main() -> None:
-    console = Console()
-    with _running("embedded") as stack:
-        results, cpu_seconds = asyncio.run(embedded(stack, console))
-    with _running("full") as stack:
-        results += asyncio.run(full(stack, console))
-    for precision in instead.INGEST_GOALS:
-        results += instead.run(precision, console.print)
-    publish(results, cpu_seconds, console)
-
-
-@contextmanager
-def _running(profile: str) -> Iterator[FullStack]:
-    with (
-        tempfile.TemporaryDirectory(prefix="image-search-bench-") as folder,
-        FullStack.running(Path(folder), arguments=("--profile", profile)) as stack,
-    ):
-        yield stack
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", default="", help=f"parts to run, of {', '.join(part.name for part in PARTS)}")
+    parser.add_argument("--quick", action="store_true", help="fewer rounds: whether it works, not how fast it is")
+    parser.add_argument("--rows", type=int, default=0, help=f"vectors of the index part (default {index.ROWS:,})")
+    arguments = parser.parse_args()
+    run = Run(Console(), arguments.quick, arguments.rows)
+    load = os.getloadavg()[0]
+    results, failed = measured(asked(arguments.only), run)
+    publish(results, run.cpu_seconds, run.console, failed=failed, quick=run.quick, load=load)
+    if failed:
+        raise SystemExit(f"failed, and missing above: {', '.join(failed)}")
 
 
 if __name__ == "__main__":

@@ -1,23 +1,19 @@
 """The index: recall@10 against exact search and the rate of our adapter beside bare pymilvus, on sealed and on growing data.
 
-python -m tests.benchmarks.index [--rows N]: this alone, on a stack of its own.
+python -m tests.benchmarks --only index [--rows N]: this alone, on a stack of its own.
 """
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import secrets
 import statistics
-import tempfile
 import time
 from collections.abc import Awaitable, Callable
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 from pymilvus import AsyncMilvusClient  # type: ignore[import-untyped]  # it has no types
-from rich.console import Console
 
 from infra import vector_store
 from infra.settings import CommonSettings
@@ -25,10 +21,10 @@ from infra.vector_store import VectorStore
 from infra.vector_store.index import VectorIndex
 from schemas.identity import ObjectId, ObjectRef, content_hash_of
 from schemas.vectors import Vector, VectorRow
-from tests.benchmarks.report import Result, publish
-from tests.stack import FullStack
+from tests.benchmarks.parts import Run
+from tests.benchmarks.report import Result, ratio
 
-ROWS, DIMENSION = 100_000, 512
+ROWS, QUICK_ROWS, DIMENSION = 100_000, 5_000, 512
 CENTRES, SPREAD = 2_000, 0.6
 """Pictures come in kinds: a vector is a centre and some noise of its own, on the whole as long as `SPREAD` of it."""
 QUERIES, NEIGHBOURS = 200, 10
@@ -77,16 +73,12 @@ async def measure(settings: CommonSettings, say: Callable[[str], None], rows: in
             bare = statistics.median(rate for _, rate in rates)
             say(f"index, {state}: recall@10 {recall:.4f}, bare pymilvus {bare:.0f} searches a second")
             where = f"{rows:,} × {DIMENSION}, {state}"
-            ratios = [ours / theirs for ours, theirs in rates]
             results += [
                 Result(f"recall@10, {where}", recall, RECALL_GOAL, "", at_least=True),
-                Result(
+                ratio(
                     f"search over bare pymilvus, {where}",
-                    statistics.median(ratios),
                     RATE_GOAL,
-                    "×",
-                    at_least=True,
-                    rounds=ratios,
+                    {"ours": [one for one, _ in rates], "bare": [one for _, one in rates]},
                 ),
             ]
         return results
@@ -166,18 +158,6 @@ async def _rate(search: Search, queries: Matrix) -> float:
     return SEARCHES / (time.perf_counter() - started)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rows", type=int, default=ROWS)
-    rows = parser.parse_args().rows
-    console = Console()
-    with (
-        tempfile.TemporaryDirectory(prefix="image-search-bench-") as folder,
-        FullStack.running(Path(folder)) as stack,
-    ):
-        results = asyncio.run(measure(stack.settings(CommonSettings), console.print, rows))
-    publish(results, {}, console)
-
-
-if __name__ == "__main__":
-    main()
+def part(run: Run) -> list[Result]:
+    with run.stack() as stack:
+        return asyncio.run(measure(stack.settings(CommonSettings), run.say, run.rows or run.of(ROWS, QUICK_ROWS)))

@@ -4,32 +4,26 @@ The older project's shape: one request = hash, SQL, put, embed one, query, inser
 The tutorial loop: embed one after another, then one insert. Both run torch in fp32 in this process and pay for no HTTP. The
 network is ResNet50's shape with random weights: how well it finds is not measured here, how fast is.
 
-python -m tests.benchmarks.instead [--precision fp32] [--rounds N]: this alone, on a stack of its own.
+python -m tests.benchmarks --only instead: this alone, on stacks of its own.
 """
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import hashlib
 import secrets
-import statistics
 import tempfile
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import aiohttp
-import torch
-import torchvision  # type: ignore[import-untyped]  # the package brings no types
 from pymilvus import DataType, MilvusClient  # type: ignore[import-untyped]  # it has no types
-from rich.console import Console
 from sqlalchemy import Connection, create_engine, make_url, text
 
 from infra import object_store
-from infra.errors import ConfigurationError
 from infra.object_store import ObjectStore
 from infra.settings import ENV_PREFIX, ProcessorSettings, load
 from processors.embedding.choice import chosen
@@ -40,7 +34,9 @@ from schemas.identity import ObjectRef
 from schemas.vectors import Vector
 from tests.benchmarks.bare import pixels_of
 from tests.benchmarks.measures import LONGEST_WAIT_SECONDS, PUT_CONCURRENCY, Bench
-from tests.benchmarks.report import Result, percentile, publish
+from tests.benchmarks.parts import Run
+from tests.benchmarks.random_weights import resnet50_variables
+from tests.benchmarks.report import Result, percentile, ratio
 from tests.pictures import edited_copy, jpeg
 from tests.stack import FullStack
 
@@ -50,16 +46,6 @@ ROUNDS, SEARCHES, LIMIT = 3, 30, 100
 INGEST_GOALS = {"fp32": 2.0, "int8": 6.0}
 SEARCH_GOAL = 2.0
 SHAPE = "ResNet50's shape, random weights"
-
-
-@contextmanager
-def random_resnet50(folder: Path) -> Iterator[dict[str, str]]:
-    """The variables of a stack that embeds with it. torchvision's weights need a network, and speed needs no trained ones."""
-    path = folder / "resnet50-random.pth"
-    torch.manual_seed(19)
-    torch.save(torchvision.models.resnet50().state_dict(), path)
-    own = {"model": "own", "own_weights": str(path), "weights_sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
-    yield {f"{ENV_PREFIX}{name.upper()}": value for name, value in own.items()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,7 +134,7 @@ async def instead(settings: ProcessorSettings) -> AsyncIterator[Instead]:
 async def measure(
     stack: FullStack, say: Callable[[str], None], *, precision: str = "fp32", rounds: int = ROUNDS
 ) -> list[Result]:
-    """`stack` runs with the variables of `random_resnet50`, in this precision. Ours and theirs in turn, never at once."""
+    """`stack` runs with the variables of `resnet50_variables`, in this precision. Ours and theirs in turn, never at once."""
     # What the stack was told by its environment is in no file of it.
     own = {name: stack.environment[f"{ENV_PREFIX}{name.upper()}"] for name in ("model", "own_weights", "weights_sha256")}
     settings = load(ProcessorSettings, state_dir=stack.state_dir, **own)
@@ -177,18 +163,12 @@ async def measure(
                 seed.append(by_request)
                 tutorial.append(by_loop)
                 say(f"pictures a second, {precision}: ours {rate:.1f}, requests {by_request:.1f}, loop {by_loop:.1f}")
+        goal = INGEST_GOALS.get(precision, 2.0)
         results = [
-            _ratio(
-                f"ingest over the older project's shape, {SHAPE}, {precision}", ours, seed, INGEST_GOALS.get(precision, 2.0)
-            ),
-            _ratio(f"ingest over the tutorial loop, {SHAPE}, {precision}", ours, tutorial, INGEST_GOALS.get(precision, 2.0)),
+            ratio(f"ingest over the older project's shape, {SHAPE}, {precision}", goal, {"ours": ours, "requests": seed}),
+            ratio(f"ingest over the tutorial loop, {SHAPE}, {precision}", goal, {"ours": ours, "loop": tutorial}),
         ]
         return [*results, await _searches(bench, other, precision, say)]
-
-
-def _ratio(name: str, ours: list[float], theirs: list[float], goal: float) -> Result:
-    ratios = [mine / other for mine, other in zip(ours, theirs, strict=True)]
-    return Result(name, statistics.median(ratios), goal, "×", at_least=True, rounds=ratios)
 
 
 async def _rate(pictures: int, work: list[Coroutine[object, object, None]]) -> float:
@@ -231,43 +211,19 @@ async def _searches(bench: Bench, other: Instead, precision: str, say: Callable[
     own, its = percentile(ours, 0.5), percentile(theirs, 0.5)
     say(f"search at limit {LIMIT}, {precision}: ours {1000 * own:.1f} ms, a query for each hit {1000 * its:.1f} ms")
     name = f"search at limit {LIMIT} over a query for each hit, {SHAPE}, {precision}"
-    return Result(name, its / own, SEARCH_GOAL, "×", at_least=True, rounds=[1000 * value for value in (*ours, *theirs)])
+    arms = {"a query for each hit, ms": [1000 * value for value in theirs], "ours, ms": [1000 * value for value in ours]}
+    return Result(name, its / own, SEARCH_GOAL, "×", at_least=True, arms=arms)
 
 
-def run(precision: str, say: Callable[[str], None], *, rounds: int = ROUNDS) -> list[Result]:
-    """On a stack of its own, because its model is another. Nothing where the settings do not know the precision."""
-    try:
-        load(ProcessorSettings, model_precision=precision)
-    except ConfigurationError:
-        say(f"instead, {precision}: left out, the settings do not know this precision")
-        return []
-    with (
-        tempfile.TemporaryDirectory(prefix="image-search-bench-") as folder,
-        random_resnet50(Path(folder)) as variables,
-        FullStack.running(
-            Path(folder),
-            arguments=("--profile", "full"),
-            **variables,
-            IMAGE_SEARCH_MODEL_PRECISION=precision,
-            IMAGE_SEARCH_MODEL_BACKEND="openvino",
-        ) as stack,
-    ):
-        return asyncio.run(measure(stack, say, precision=precision, rounds=rounds))
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--precision", action="append")
-    parser.add_argument("--rounds", type=int, default=ROUNDS)
-    arguments = parser.parse_args()
-    console = Console()
-    results = [
-        result
-        for precision in arguments.precision or INGEST_GOALS
-        for result in run(precision, console.print, rounds=arguments.rounds)
-    ]
-    publish(results, {}, console)
-
-
-if __name__ == "__main__":
-    main()
+def part(run: Run) -> list[Result]:
+    results = []
+    for precision in INGEST_GOALS:
+        with tempfile.TemporaryDirectory(prefix="image-search-bench-") as folder:
+            variables = {
+                **resnet50_variables(Path(folder)),
+                "IMAGE_SEARCH_MODEL_PRECISION": precision,
+                "IMAGE_SEARCH_MODEL_BACKEND": "openvino",
+            }
+            with run.stack("full", **variables) as stack:
+                results += asyncio.run(measure(stack, run.say, precision=precision, rounds=run.of(ROUNDS, 1)))
+    return results

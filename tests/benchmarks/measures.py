@@ -64,12 +64,12 @@ class FreshnessGoals:
     p99_seconds: float
 
 
-async def freshness(bench: Bench, say: Callable[[str], None], goals: FreshnessGoals) -> list[Result]:
+async def freshness(bench: Bench, say: Callable[[str], None], goals: FreshnessGoals, puts: int = PUTS) -> list[Result]:
     """From the end of a PUT to the first search with that picture which returns it first, one put after another."""
     store = await object_store.connect(bench.settings)
     waits: list[float] = []
     try:
-        for number in range(PUTS):
+        for number in range(puts):
             key, picture = f"fresh/{number:04}.jpg", jpeg(100_000 + number)
             await store.put(ObjectRef(bench.bucket, key), picture, "image/jpeg")
             started = time.perf_counter()
@@ -91,9 +91,9 @@ class Backlog:
     cpu_seconds: dict[str, float]
 
 
-async def backlog(bench: Bench, say: Callable[[str], None]) -> Backlog:
+async def backlog(bench: Bench, say: Callable[[str], None], count: int = BACKLOG) -> Backlog:
     """Distinct pictures put as fast as the store takes them, until the last of them is found by a search."""
-    pictures = [jpeg(number) for number in range(BACKLOG)]
+    pictures = [jpeg(number) for number in range(count)]
     store = await object_store.connect(bench.settings)
     before, cpu_before = await bench.indexed(), bench.stack.cpu_seconds()
     places = asyncio.Semaphore(PUT_CONCURRENCY)
@@ -104,16 +104,16 @@ async def backlog(bench: Bench, say: Callable[[str], None]) -> Backlog:
 
     started = time.perf_counter()
     try:
-        await asyncio.gather(*(put(number) for number in range(BACKLOG)))
+        await asyncio.gather(*(put(number) for number in range(count)))
     finally:
         await store.close()
     put_seconds = time.perf_counter() - started
-    while await bench.indexed() < before + BACKLOG:
+    while await bench.indexed() < before + count:
         if time.perf_counter() - started > LONGEST_WAIT_SECONDS:
-            raise TimeoutError(f"{await bench.indexed() - before} of {BACKLOG} pictures were indexed in time")
+            raise TimeoutError(f"{await bench.indexed() - before} of {count} pictures were indexed in time")
         await asyncio.sleep(0.1)
-    await bench.until_first(f"backlog/{BACKLOG - 1:05}.jpg", pictures[-1])
+    await bench.until_first(f"backlog/{count - 1:05}.jpg", pictures[-1])
     seconds = time.perf_counter() - started
     cpu_after = bench.stack.cpu_seconds()
-    say(f"backlog: {BACKLOG} pictures in {seconds:.1f} s (all put after {put_seconds:.1f} s)")
-    return Backlog(BACKLOG / seconds, seconds, {name: cpu_after[name] - cpu_before.get(name, 0.0) for name in cpu_after})
+    say(f"backlog: {count} pictures in {seconds:.1f} s (all put after {put_seconds:.1f} s)")
+    return Backlog(count / seconds, seconds, {name: cpu_after[name] - cpu_before.get(name, 0.0) for name in cpu_after})

@@ -51,8 +51,13 @@ class Pictures:
         return self._drawn[number % len(self._drawn)] + number.to_bytes(8)
 
 
-async def overhead(bench: Bench, bare: BareSearch, pictures: Sequence[bytes], say: Callable[[str], None]) -> list[Result]:
-    """One client, nothing else to do: the answer over HTTP against decode, embed and search in one process, in turn."""
+async def overhead(
+    bench: Bench, bare: BareSearch, pictures: Sequence[bytes], say: Callable[[str], None], where: str
+) -> list[Result]:
+    """One client, nothing else to do: the answer over HTTP against decode, embed and search in one process, in turn.
+
+    `where`: the model, in the names of the results.
+    """
     ours: list[float] = []
     theirs: list[float] = []
 
@@ -70,11 +75,12 @@ async def overhead(bench: Bench, bare: BareSearch, pictures: Sequence[bytes], sa
     p50, p99 = (percentile(ours, share) / percentile(theirs, share) for share in (0.5, 0.99))
     added = 1000 * (percentile(ours, 0.5) - percentile(theirs, 0.5))
     say(f"search: p50 {1000 * percentile(ours, 0.5):.1f} ms, bare {1000 * percentile(theirs, 0.5):.1f} ms")
-    name = "decode + embed + bare search"
+    name = f"decode + embed + bare search, {where}"
+    arms = {"ours, ms": [1000 * value for value in ours], "bare, ms": [1000 * value for value in theirs]}
     return [
-        Result(f"search above {name}, p50", added, ADDED_GOAL_MILLISECONDS, "ms", rounds=[1000 * value for value in ours]),
-        Result(f"search over {name}, p50", p50, P50_GOAL, "×", rounds=[1000 * value for value in theirs]),
-        Result(f"search over {name}, p99", p99, P99_GOAL, "×"),
+        Result(f"search above {name}, p50", added, ADDED_GOAL_MILLISECONDS, "ms", arms=arms),
+        Result(f"search over {name}, p50", p50, P50_GOAL, "×", arms=arms),
+        Result(f"search over {name}, p99", p99, P99_GOAL, "×", arms=arms),
     ]
 
 
@@ -86,14 +92,15 @@ class _Round:
     cpu_seconds: float
 
 
-async def throughput(bench: Bench, say: Callable[[str], None]) -> list[Result]:
+async def throughput(bench: Bench, say: Callable[[str], None], rounds: int = ROUNDS) -> list[Result]:
     """One client and many, in turn."""
     pictures = Pictures()
     one, many = [], []
-    for _ in range(ROUNDS):
+    for _ in range(rounds):
         one.append(await _round(bench, pictures, clients=1))
         many.append(await _round(bench, pictures, clients=CLIENTS))
-    rate_of_one, rate_of_many = (percentile([each.rate for each in rounds], 0.5) for rounds in (one, many))
+    rate_of_one, rate_of_many = (percentile([each.rate for each in arm], 0.5) for arm in (one, many))
+    arms = {f"{CLIENTS} clients": [each.rate for each in many], "one client": [each.rate for each in one]}
     cpu_seconds = percentile([each.cpu_seconds for each in one], 0.5)
     processors = os.cpu_count() or 1
     say(
@@ -107,7 +114,7 @@ async def throughput(bench: Bench, say: Callable[[str], None]) -> list[Result]:
             OF_PROCESSORS_GOAL,
             "×",
             at_least=True,
-            rounds=[each.rate for each in many],
+            arms=arms,
         ),
         Result(
             f"{CLIENTS} clients over one client",
@@ -115,7 +122,7 @@ async def throughput(bench: Bench, say: Callable[[str], None]) -> list[Result]:
             OF_ONE_CLIENT_GOAL,
             "×",
             at_least=True,
-            rounds=[each.rate for each in one],
+            arms=arms,
         ),
     ]
 
