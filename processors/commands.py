@@ -1,4 +1,4 @@
-"""`image-search worker`, `failures`, `evaluate` and `fit-projection`, and the processors' part of `image-search upgrade`."""
+"""`image-search worker`, `failures` and what trains, and the processors' part of `image-search upgrade`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import click
 from infra.errors import ConfigurationError
 from infra.settings import CommonSettings, ProcessorSettings, load
 from processors.model_commands import models
-from processors.training.commands import evaluate, fit_projection
+from processors.training.commands import evaluate, finetune, fit_projection
 from schemas.events import ReasonCode
 from schemas.jobs import JobPlace, RetryArguments
 from schemas.tables import JobKind, ModelState, RowState
@@ -197,4 +197,4 @@ def _state_dir(context: click.Context) -> Path:
     return state_dir
 
 
-commands: list[click.Command] = [worker, failures, evaluate, fit_projection, models]
+commands: list[click.Command] = [worker, failures, evaluate, fit_projection, finetune, models]

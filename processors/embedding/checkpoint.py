@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+import os
 import pickle
 import zipfile
 from collections.abc import Callable, Mapping
@@ -144,3 +146,24 @@ def _tensor(described: _Tensor, numbers: bytes) -> torch.Tensor:
     # A copy: torch warns about memory that it must not write to.
     part = bytearray(numbers[begin:end])
     return (torch.frombuffer(part, dtype=dtype) if part else torch.empty(0, dtype=dtype)).reshape(described.shape)
+
+
+def write_safetensors(path: Path, state: State, remarks: Mapping[str, str]) -> None:
+    """Whole or not at all. Tensors of any device; the same tensors and remarks make the same bytes."""
+    kinds = {dtype: kind for kind, dtype in _DTYPES.items()}
+    header: dict[str, object] = {"__metadata__": dict(sorted(remarks.items()))}
+    end = 0
+    for name, values in state.items():
+        begin, end = end, end + values.numel() * values.element_size()
+        header[name] = {"dtype": kinds[values.dtype], "shape": list(values.shape), "data_offsets": [begin, end]}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    # The numbers begin at a multiple of eight, as the format's own library has it.
+    text += b" " * (-len(text) % 8)
+    partial = path.with_name(f".{path.name}.partial")
+    with partial.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for values in state.values():
+            file.write(values.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)

@@ -40,9 +40,20 @@ class EmbeddingNetwork(torch.nn.Module):
         self.register_buffer("_matrix", None if fitted is None else torch.from_numpy(fitted.matrix))
         self.register_buffer("_offset", None if fitted is None else torch.from_numpy(-fitted.matrix @ fitted.mean))
 
+    @property
+    def features(self) -> torch.nn.Module:
+        """What is trained, and what is nearly all of the work."""
+        assert isinstance(self._body, _Pooled), "a network that pools by itself cannot be taken apart"
+        return self._body.features
+
     def features_to_bf16(self) -> None:
         assert isinstance(self._body, _Pooled), "a network that pools by itself does not come in bf16"
         self._body.features_to_bf16()
+
+    def autocast_features(self, device_type: str) -> None:
+        """From now on bf16 where that is enough, while the weights and their gradients stay in fp32."""
+        assert isinstance(self._body, _Pooled), "a network that pools by itself does not come in bf16"
+        self._body.autocast = device_type
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
         planes = (pixels.permute(0, 3, 1, 2).to(torch.float32) - self._mean) / self._deviation
@@ -66,21 +77,31 @@ class _Pooled(torch.nn.Module):
         offset: torch.Tensor | None = None,
     ) -> None:
         super().__init__()
-        self._features = features
+        self.features = features
+        self.autocast = ""
         self._gem_power = gem_power
         self.register_buffer("_matrix", matrix)
         self.register_buffer("_offset", offset)
 
     def features_to_bf16(self) -> None:
-        self._features = _Bf16Features(self._features)
+        self.features = _Bf16Features(self.features)
 
     def forward(self, planes: torch.Tensor) -> torch.Tensor:
-        maps = self._features(planes)
+        maps = self._maps(planes)
         vectors = maps.clamp(min=GEM_FLOOR).pow(self._gem_power).mean((2, 3)).pow(1.0 / self._gem_power)
         if self._offset is not None:
             # A map with an offset was learned on unit vectors; without one, their length makes no difference.
             vectors = functional.normalize(vectors, dim=1)
         return vectors if self._matrix is None else functional.linear(vectors, self._matrix, self._offset)
+
+    def _maps(self, planes: torch.Tensor) -> torch.Tensor:
+        if not self.autocast:
+            maps: torch.Tensor = self.features(planes)
+            return maps
+        with torch.autocast(self.autocast, dtype=torch.bfloat16):
+            maps = self.features(planes.to(memory_format=torch.channels_last))
+        # Pooling in fp32, as below.
+        return maps.float()
 
 
 class _Bf16Features(torch.nn.Module):
@@ -184,6 +205,20 @@ def load_network(description: ModelDescription, weights: Path, projection: Path 
     except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ConfigurationError(f"{weights} does not hold the weights of {description.network}") from error
     return EmbeddingNetwork(description, body, fitted).eval()
+
+
+def named_features(network: EmbeddingNetwork, description: ModelDescription) -> dict[str, torch.Tensor]:
+    """The weights that training changes, by the names that a file of weights has them under."""
+    state = network.features.state_dict()
+    if description.network == "efficientnet_lite0":
+        return {name.removeprefix("_network."): values for name, values in state.items()}
+    # The parts of a sequence are numbered; torchvision names them.
+    parts = [name for name, _ in torchvision.models.resnet50().named_children()]
+    named = {}
+    for name, values in state.items():
+        number, _, rest = name.partition(".")
+        named[f"features.{name}" if description.network == "gl18_resnet50" else f"{parts[int(number)]}.{rest}"] = values
+    return named
 
 
 def frozen_bf16(network: EmbeddingNetwork, input_size: tuple[int, int]) -> torch.nn.Module:

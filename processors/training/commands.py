@@ -1,4 +1,4 @@
-"""`image-search evaluate` and `image-search fit-projection`."""
+"""`image-search evaluate`, `image-search fit-projection` and `image-search finetune`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import shlex
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -99,6 +99,97 @@ def evaluate(
     if output is not None:
         _write(evaluated, asked.models, output)
         aside.print(f"evaluation.json and plots are in {output}")
+
+
+@click.command()
+@click.argument("source", type=_path)
+@click.option(
+    "--output", required=True, type=click.Path(file_okay=False, path_type=Path), help="For the weights; a run goes on there."
+)
+@click.option("--model", "name", metavar="NAME", help="What to begin with. Default: the model of the settings.")
+@click.option("--edits", "all_edits", is_flag=True, help="Learn from copies, labels are not needed. Edits of all kinds.")
+@click.option("--edit", "edits", type=click.Choice(EDITS), multiple=True, help="The same with this kind only; repeatable.")
+@click.option("--at-once", type=click.IntRange(1, len(EDITS)), default=2, show_default=True, help="Most edits of one copy.")
+@click.option("--epochs", type=click.IntRange(min=1), default=10, show_default=True, help="Times that all pictures are seen.")
+@click.option("--batch-size", type=click.IntRange(min=4), default=32, show_default=True, help="Pictures or copies a step.")
+@click.option("--of-a-group", type=click.IntRange(min=2), default=2, show_default=True, help="With labels: of each, a step.")
+@click.option(
+    "--learning-rate", type=click.FloatRange(0, min_open=True), default=1e-4, show_default=True, help="AdamW's, at its highest."
+)
+@click.option(
+    "--temperature", type=click.FloatRange(0, min_open=True), default=0.05, show_default=True, help="With copies: of InfoNCE."
+)
+@click.option("--entropy", type=click.FloatRange(0), help="Weight of the entropy term. Default: 5 with copies, 0 with labels.")
+@click.option(
+    "--held-out",
+    type=click.FloatRange(0, 0.9, min_open=True),
+    default=0.2,
+    show_default=True,
+    help="Share that recall is told by.",
+)
+@click.option("--seed", type=int, default=1, show_default=True, help="Of all that is drawn by chance.")
+@click.option(
+    "--checkpoint-steps", type=click.IntRange(min=1), default=50, show_default=True, help="Most steps that a kill can cost."
+)
+@click.option("--device", type=click.Choice(("auto", "cpu", "cuda")), default="auto", show_default=True)
+@click.option("--precision", type=click.Choice(("auto", "fp32", "bf16")), default="auto", show_default=True)
+@click.pass_context
+def finetune(
+    context: click.Context,
+    /,
+    *,
+    source: Path,
+    output: Path,
+    name: str | None,
+    all_edits: bool,
+    edits: tuple[str, ...],
+    entropy: float | None,
+    **choices: Any,
+) -> None:
+    """Teach a model on the pictures of SOURCE: a folder with a folder for each group, or a CSV file (file,group).
+
+    Pictures of one group become near each other. With --edits no groups are needed: copies of one picture do. The epoch that
+    finds held-out pictures best is kept. The same command again goes on where it was ended. Needs no running servers.
+    """
+    from rich.console import Console
+
+    from infra.progress import shown_on
+    from infra.settings import DEFAULT_STATE_DIR, ProcessorSettings, load
+    from processors.training.edits import Edit
+
+    console = Console(stderr=True, markup=False, highlight=False)
+    copies = all_edits or bool(edits)
+    if choices["of_a_group"] > choices["batch_size"] // 2:
+        raise ConfigurationError("--of-a-group: a step needs pictures of two groups: at most half of --batch-size")
+    settings = load(ProcessorSettings, state_dir=context.find_object(Path) or DEFAULT_STATE_DIR)
+    # By its name, so without a fitted projection: that is of the weights it was fitted on. What it learns in is --precision.
+    (model,) = _models_under_test((f"{name or settings.model}:fp32",), context)
+    try:
+        from processors.training.finetune import FineTuning
+        from processors.training.finetune import finetune as run
+    except ImportError as error:
+        raise ConfigurationError(
+            f"fine-tuning needs a package that is not installed ({error.name}): pip install 'image-search[training]'"
+        ) from None
+    asked = FineTuning(
+        source=source,
+        model=model,
+        output=output,
+        copies=copies,
+        edits=tuple(Edit(name) for name in dict.fromkeys(edits)) if edits and not all_edits else tuple(Edit),
+        entropy_weight=(5.0 if copies else 0.0) if entropy is None else entropy,
+        **choices,
+    )
+    try:
+        with shown_on(console) as progress:
+            done = asyncio.run(run(asked, progress, console.print))
+    except OSError as error:
+        raise ConfigurationError(f"{output} cannot be written to: {error.strerror}") from None
+    if not done.better:
+        console.print("None of the epochs is better than the model it began with: keep that one.")
+    console.print(f"{done.weights}\nsha256 {done.sha256}\n{done.card}\n\nTo use it:")
+    for variable, value in done.settings.items():
+        click.echo(f"export {variable}={shlex.quote(value)}")
 
 
 def _models_under_test(names: tuple[str, ...], context: click.Context) -> list[ModelUnderTest]:

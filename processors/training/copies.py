@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
@@ -24,25 +25,28 @@ THUMBNAIL_SIDE: Final = 256
 _SEPARATOR: Final = b"\0"
 
 
-def ask_for(picture: bytes, edit: Edit | None) -> bytes:
-    """What CopyRenderer takes: a picture, and the edit to make of it, if any."""
-    return (edit.value if edit else "").encode() + _SEPARATOR + picture
+def ask_for(picture: bytes, edits: Sequence[Edit] = (), draw: int = 0) -> bytes:
+    """What CopyRenderer takes: a picture, and the edits to make of it, one upon the other. Another `draw`: another copy."""
+    return ",".join((str(draw), *edits)).encode() + _SEPARATOR + picture
 
 
 @dataclass(frozen=True, slots=True)
 class CopyRenderer:
-    """A renderer for DecodePool. Takes what `ask_for` made; the copy depends on the seed, the picture's bytes and the edit."""
+    """A renderer for DecodePool. Takes what `ask_for` made; the copy depends on the seed and on that, and on nothing else."""
 
     seed: int
 
     def __call__(self, asked: bytes, rules: DecodeRules) -> Raster | Refusal:
-        name, _, picture = asked.partition(_SEPARATOR)
-        if not name:
+        order, _, picture = asked.partition(_SEPARATOR)
+        draw, *edits = order.decode().split(",")
+        if not edits:
             return render(picture, rules)
-        whole = open_whole(picture, rules)
-        if isinstance(whole, Refusal):
-            return whole
-        copy = edited(whole, Edit(name.decode()), seed=self.seed, identity=hashlib.sha256(picture).digest())
+        copy = open_whole(picture, rules)
+        if isinstance(copy, Refusal):
+            return copy
+        identity = hashlib.sha256(picture).digest() + (b"" if draw == "0" else draw.encode())
+        for edit in edits:
+            copy = edited(copy, Edit(edit), seed=self.seed, identity=identity)
         buffer = io.BytesIO()
         # The quickest form without loss: it is read again at once.
         copy.save(buffer, "BMP")

@@ -145,7 +145,7 @@ async def _copies(
     if asked.originals is not None and asked.originals < len(originals):
         # Not for secrets.
         originals = sorted(random.Random(asked.seed).sample(originals, asked.originals))  # noqa: S311
-    wanted = [(row, Sample(references[row].picture, edit)) for row in originals for edit in asked.edits]
+    wanted = [(row, Sample(references[row].picture, (edit,))) for row in originals for edit in asked.edits]
     copies = await extractor.extract([copy for _, copy in wanted], progress("edited copies", len(wanted)))
     kept = [wanted[place] for place in copies.kept]
     return Trial(

@@ -9,16 +9,17 @@ from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequenc
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 
 from infra.errors import ImageRejected
-from infra.settings import ProcessorSettings
+from infra.settings import ModelSettings, ProcessorSettings
 from processors.decode import Decoded
 from processors.decode_pool import DecodePool
 from processors.embedding import check_golden, open_embedder
 from processors.embedding.catalog import ModelDescription
-from processors.embedding.embedder import Embedder, Vectors
+from processors.embedding.embedder import Pixels, Vectors
 from processors.raster import DecodeRules
 from processors.training.copies import CopyRenderer, ask_for
 from processors.training.edits import Edit
@@ -36,10 +37,16 @@ EDIT_TIME_FACTOR = 4
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """A picture as it is, or an edited copy of it."""
+    """A picture as it is, or a copy of it with some edits, one upon the other. Another `draw`: another copy."""
 
     picture: LabelledPicture
-    edit: Edit | None = None
+    edits: tuple[Edit, ...] = ()
+    draw: int = 0
+
+    @property
+    def edit(self) -> Edit | None:
+        """The only one, or the first."""
+        return self.edits[0] if self.edits else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,17 +69,28 @@ class Extracted:
     refused: Counter[str]
 
 
+class PixelEmbedder(Protocol):
+    """What is needed of an Embedder here; a network that is being trained has no fingerprint yet."""
+
+    @property
+    def dimension(self) -> int: ...
+
+    async def embed(self, pixels: Pixels) -> Vectors: ...
+
+
 @dataclass(frozen=True, slots=True)
-class _OpenModel:
+class OpenModel:
+    """Whatever makes vectors of pictures that were decoded by these rules."""
+
     label: str
     rules: DecodeRules
-    embedder: Embedder
+    embedder: PixelEmbedder
 
 
 class Extractor:
-    """Made by `open_extractor`. Vectors of all samples are held: 4 bytes × dimension for each sample and model."""
+    """Vectors of all samples are held: 4 bytes × dimension for each sample and model. The pools are started already."""
 
-    def __init__(self, models: Sequence[_OpenModel], pools: dict[DecodeRules, DecodePool], most_bytes: int) -> None:
+    def __init__(self, models: Sequence[OpenModel], pools: dict[DecodeRules, DecodePool], most_bytes: int) -> None:
         self._models = models
         self._pools = pools
         self._most_bytes = most_bytes
@@ -82,14 +100,14 @@ class Extractor:
         vectors = {model.label: np.zeros((len(samples), model.embedder.dimension), dtype=np.float32) for model in self._models}
         digests: list[bytes | None] = [None] * len(samples)
         refused: Counter[str] = Counter()
-        chunks = _chunks(samples)
+        chunks = chunks_of(samples)
 
         async def work() -> None:
             for places in chunks:
                 files = await asyncio.to_thread(self._read, [samples[place].picture.path for place in places])
                 refused.update(reason for reason in files if isinstance(reason, str))
                 read = {place: data for place, data in zip(places, files, strict=True) if isinstance(data, bytes)}
-                asked = {place: ask_for(data, samples[place].edit) for place, data in read.items()}
+                asked = {place: ask_for(data, samples[place].edits, samples[place].draw) for place, data in read.items()}
                 taken, reasons = await self._embed(asked, vectors)
                 refused.update(reasons)
                 for place in taken:
@@ -110,7 +128,7 @@ class Extractor:
     async def extract_files(self, files: Sequence[bytes]) -> tuple[dict[str, Vectors], Counter[str]]:
         """The same of contents in memory, where nobody asks which vector is whose: vectors by label, and what was refused."""
         vectors = {model.label: np.zeros((len(files), model.embedder.dimension), dtype=np.float32) for model in self._models}
-        taken, reasons = await self._embed({place: ask_for(data, None) for place, data in enumerate(files)}, vectors)
+        taken, reasons = await self._embed({place: ask_for(data) for place, data in enumerate(files)}, vectors)
         return {label: rows[taken] for label, rows in vectors.items()}, Counter(reasons)
 
     async def _embed(self, asked: dict[int, bytes], vectors: dict[str, Vectors]) -> tuple[list[int], list[str]]:
@@ -134,7 +152,7 @@ class Extractor:
         return taken, reasons
 
     def _read(self, paths: Iterable[Path]) -> list[bytes | str]:
-        return [_read(path, self._most_bytes) for path in paths]
+        return [read_picture(path, self._most_bytes) for path in paths]
 
 
 @asynccontextmanager
@@ -150,21 +168,26 @@ async def open_extractor(
             stack.push_async_callback(embedder.close)
             await check_golden(embedder, model.description)
             rules = model.description.decode_rules(model.settings)
-            opened.append(_OpenModel(model.label, rules, embedder))
+            opened.append(OpenModel(model.label, rules, embedder))
             if rules not in pools:
-                pools[rules] = DecodePool(
-                    rules,
-                    workers=model.settings.decode_workers,
-                    timeout_seconds=model.settings.decode_timeout_seconds * EDIT_TIME_FACTOR,
-                    memory_mib=model.settings.decode_memory_mib,
-                    renderer=CopyRenderer(seed),
-                )
+                pools[rules] = copy_pool(rules, model.settings, seed)
                 stack.push_async_callback(pools[rules].close)
                 await pools[rules].start()
         yield Extractor(opened, pools, min(model.settings.max_object_bytes for model in models))
 
 
-def _chunks(samples: Sequence[Sample]) -> Iterator[list[int]]:
+def copy_pool(rules: DecodeRules, settings: ModelSettings, seed: int) -> DecodePool:
+    """Decode processes that take what `ask_for` makes; not started yet."""
+    return DecodePool(
+        rules,
+        workers=settings.decode_workers,
+        timeout_seconds=settings.decode_timeout_seconds * EDIT_TIME_FACTOR,
+        memory_mib=settings.decode_memory_mib,
+        renderer=CopyRenderer(seed),
+    )
+
+
+def chunks_of(samples: Sequence[Sample]) -> Iterator[list[int]]:
     """Places of samples, so many that their files fit into BYTES_A_CHUNK; at least one."""
     chunk: list[int] = []
     size = 0
@@ -182,7 +205,8 @@ def _chunks(samples: Sequence[Sample]) -> Iterator[list[int]]:
         yield chunk
 
 
-def _read(path: Path, most_bytes: int) -> bytes | str:
+def read_picture(path: Path, most_bytes: int) -> bytes | str:
+    """Its bytes, or the reason code of why there are none."""
     try:
         with path.open("rb") as file:
             data = file.read(most_bytes + 1)

@@ -78,22 +78,22 @@ def test_the_command_names_every_edit() -> None:
 
 def test_without_an_edit_a_picture_goes_the_products_way() -> None:
     data = jpeg(1)
-    assert CopyRenderer(seed=1)(ask_for(data, None), RULES) == render(data, RULES)
+    assert CopyRenderer(seed=1)(ask_for(data), RULES) == render(data, RULES)
 
 
 @pytest.mark.parametrize("edit", Edit)
 def test_a_copy_depends_on_seed_bytes_and_edit(edit: Edit) -> None:
-    first, again = (CopyRenderer(seed=1)(ask_for(jpeg(1), edit), RULES) for _ in range(2))
+    first, again = (CopyRenderer(seed=1)(ask_for(jpeg(1), (edit,)), RULES) for _ in range(2))
     assert isinstance(first, Raster) and first == again
     assert len(first.rgb) == RULES.height * RULES.width * 3
-    other = CopyRenderer(seed=1)(ask_for(jpeg(2), edit), RULES)
+    other = CopyRenderer(seed=1)(ask_for(jpeg(2), (edit,)), RULES)
     assert isinstance(other, Raster) and other.rgb != first.rgb
 
 
 @pytest.mark.parametrize("edit", [None, *Edit])
 def test_what_is_no_picture_is_refused_edited_or_not(edit: Edit | None) -> None:
     for data, code in ((b"no picture", "NOT_AN_IMAGE"), (jpeg(1)[:500], "CORRUPT_IMAGE"), (b"", "EMPTY_OBJECT")):
-        outcome = CopyRenderer(seed=1)(ask_for(data, edit), RULES)
+        outcome = CopyRenderer(seed=1)(ask_for(data, (edit,) if edit else ()), RULES)
         assert isinstance(outcome, Refusal) and outcome.code == code
 
 

@@ -122,7 +122,7 @@ def test_measures_of_a_kind() -> None:
 
 def test_worst_misses_come_in_the_order_of_how_wrong_they_are() -> None:
     ranking = by_scores([[90, 60, 0], [80, 70, 0], [80, 10, 0]], [1, 2, 2], [1, 2, 3])
-    queries = [Sample(LabelledPicture(Path(f"q{number}"), None), Edit.CROP) for number in range(3)]
+    queries = [Sample(LabelledPicture(Path(f"q{number}"), None), (Edit.CROP,)) for number in range(3)]
     references = [Sample(LabelledPicture(Path(f"r{number}"), None)) for number in range(3)]
     misses = worst_misses(ranking.queries, queries, references)
     assert [(miss.query, miss.wrong, miss.right, miss.rank) for miss in misses] == [
