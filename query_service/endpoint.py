@@ -26,7 +26,8 @@ class Endpoint:
     """`path` in aiohttp's and OpenAPI's common form: `/v1/images/{id}`.
 
     `scope` is what a key needs for it; `Open` says that it needs none, and why. `body` is the model of the JSON that is sent,
-    `answer` that of the good answer, or its media type. `errors` are the codes beside those that every route can answer with.
+    `answer` that of the good answer, or its media type, `page` what is answered in JSON beside that. `errors` are the codes
+    beside those that every route can answer with.
     """
 
     method: str
@@ -39,6 +40,7 @@ class Endpoint:
     headers: Mapping[str, str] = field(default_factory=dict)
     errors: tuple[ErrorCode, ...] = ()
     takes_picture: bool = False
+    page: type[BaseModel] | None = None
     body: type[BaseModel] | None = None
     takes_bytes: bool = False
     takes_patch: bool = False

@@ -6,25 +6,28 @@ Each reader pulls from the broker by itself at its own pace: a slow one makes no
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+import asyncio
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 import structlog
-from pydantic import BaseModel, ValidationError
+from pydantic import AwareDatetime, BaseModel, Field
 
 from infra.kafka.interface import Broker, Record
 from infra.metrics import EVENT_READERS
 from query_service.cursors import events_cursor, events_start
 from query_service.errors import RequestRefused, too_busy
 from schemas.access import EVERYTHING, Grant
-from schemas.api import ErrorCode
+from schemas.api import ErrorCode, microseconds_of
 from schemas.events import OutcomeType
-from schemas.filter import Place
-from schemas.identity import ObjectRef
+from schemas.filter import Filter
+from schemas.identity import ContentHash, ObjectRef
 from schemas.topics import OUTCOMES
 
 EARLIEST = "earliest"
+PAGE_SECONDS = 5.0
+"""How long a page is looked for among events that its reader does not want, before it is handed over with what there is."""
 
 log = structlog.get_logger(__name__)
 
@@ -62,15 +65,20 @@ def _expired() -> RequestRefused:
 
 @dataclass(frozen=True, slots=True)
 class FeedFilter:
-    """No types: all of them."""
+    """No types: all of them. What an outcome does not tell of its object, such as the size of what is gone, matches nothing."""
 
     types: frozenset[OutcomeType] = frozenset()
-    place: Place = Place()
+    narrow: Filter = Filter()
     grant: Grant = EVERYTHING
 
-    def wants(self, envelope: _Envelope) -> bool:
-        ref = ObjectRef(envelope.data.bucket, envelope.data.key)
-        return (not self.types or envelope.type in self.types) and self.place.holds(ref) and self.grant.holds(ref)
+    def wants(self, event: bytes) -> bool:
+        """Raises ValueError for what is no event."""
+        envelope = _Envelope.model_validate_json(event)
+        return (
+            (not self.types or envelope.type in self.types)
+            and self.narrow.matches(envelope.data)
+            and self.grant.holds(envelope.data.ref)
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,16 +89,36 @@ class FeedMessage:
     event: bytes
 
 
-class _Place(BaseModel):
+class _Subject(BaseModel):
+    """The object as the outcome tells of it, for filters."""
+
     bucket: str
     key: str
+    content_sha256: str | None = Field(None, alias="content_hash")
+    put_time: AwareDatetime | None = None
+    size: int | None = None
+    width: int | None = None
+    height: int | None = None
+    format: str | None = None
+
+    @property
+    def ref(self) -> ObjectRef:
+        return ObjectRef(self.bucket, self.key)
+
+    @property
+    def content_hash(self) -> ContentHash | None:
+        return None if self.content_sha256 is None else ContentHash(bytes.fromhex(self.content_sha256))
+
+    @property
+    def put_time_us(self) -> int | None:
+        return None if self.put_time is None else microseconds_of(self.put_time)
 
 
 class _Envelope(BaseModel):
     """What a filter has to know. No more, so that types and fields which are newer than this process pass through."""
 
     type: str
-    data: _Place
+    data: _Subject
 
 
 class Feed:
@@ -100,12 +128,13 @@ class Feed:
     """
 
     def __init__(
-        self, batches: AsyncIterator[list[Record]], start: Positions, wanted: FeedFilter, stop_at: Positions | None
+        self, batches: AsyncIterator[list[Record]], start: Positions, wanted: FeedFilter, ends: Positions, *, follow: bool
     ) -> None:
         self._batches = batches
         self._positions = dict(start)
         self._wanted = wanted
-        self._stop_at = stop_at
+        self._ends = ends
+        self._follow = follow
 
     @property
     def cursor(self) -> str:
@@ -113,13 +142,12 @@ class Feed:
         return events_cursor(self._positions)
 
     @property
-    def is_at_its_end(self) -> bool:
-        return self._stop_at is not None and all(
-            self._positions[partition] >= offset for partition, offset in self._stop_at.items()
-        )
+    def has_caught_up(self) -> bool:
+        """With all that was there when it was opened."""
+        return all(self._positions[partition] >= offset for partition, offset in self._ends.items())
 
     async def __aiter__(self) -> AsyncIterator[list[FeedMessage]]:
-        while not self.is_at_its_end:
+        while self._follow or not self.has_caught_up:
             records = await anext(self._batches)
             yield [message for record in records if (message := self._take(record)) is not None]
 
@@ -132,11 +160,40 @@ class Feed:
             raise _expired()
         self._positions[record.partition] = record.offset + 1
         try:
-            envelope = _Envelope.model_validate_json(record.value)
-        except ValidationError:
+            wanted = self._wanted.wants(record.value)
+        except ValueError:
             log.warning("outcome_not_readable", partition=record.partition, offset=record.offset)
             return None
-        return FeedMessage(self.cursor, record.value) if self._wanted.wants(envelope) else None
+        return FeedMessage(self.cursor, record.value) if wanted else None
+
+
+@dataclass(frozen=True, slots=True)
+class FeedPage:
+    """`more`: whether there is something behind it already, so that its reader need not wait."""
+
+    messages: list[FeedMessage]
+    cursor: str
+    more: bool
+
+
+async def next_page(feed: Feed, *, limit: int, wait_seconds: float, is_over: Callable[[], bool]) -> FeedPage:
+    """What there is, up to `limit`; when there is nothing, the first that comes in so many seconds (and about one more).
+
+    `feed` follows. `is_over` ends the wait. Raises as the feed does.
+    """
+    clock = asyncio.get_running_loop().time
+    since = clock()
+    found: list[FeedMessage] = []
+    if wait_seconds or not feed.has_caught_up:
+        async for messages in feed:
+            found += messages
+            waited = clock() - since
+            enough = len(found) >= limit or (feed.has_caught_up and (found or waited >= wait_seconds))
+            if enough or waited >= max(wait_seconds, PAGE_SECONDS) or is_over():
+                break
+    page = found[:limit]
+    rest = len(found) > limit
+    return FeedPage(page, page[-1].cursor if rest else feed.cursor, rest or not feed.has_caught_up)
 
 
 class EventFeed:
@@ -159,9 +216,9 @@ class EventFeed:
         try:
             offsets = await self._broker.offsets(OUTCOMES)
             start = start_positions(cursor, offsets)
-            stop_at = None if follow else {partition: end for partition, (_, end) in offsets.items()}
+            ends = {partition: end for partition, (_, end) in offsets.items()}
             async with self._broker.read(OUTCOMES, start) as batches:
-                yield Feed(batches, start, wanted, stop_at)
+                yield Feed(batches, start, wanted, ends, follow=follow)
         finally:
             self._readers_left += 1
             EVENT_READERS.dec()

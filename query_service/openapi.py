@@ -68,6 +68,7 @@ def document(endpoints: Sequence[Endpoint], *, largest_limit: int) -> bytes:
 def _schemas(endpoints: Iterable[Endpoint]) -> Json:
     answers = {endpoint.answer for endpoint in endpoints if not isinstance(endpoint.answer, str)}
     bodies = {endpoint.body for endpoint in endpoints if endpoint.body is not None}
+    answers |= {endpoint.page for endpoint in endpoints if endpoint.page is not None}
     written: list[type[BaseModel]] = sorted({*answers, ErrorAnswer, OutcomeEvent}, key=lambda model: model.__name__)
     models: list[tuple[type[BaseModel], Literal["serialization", "validation"]]] = [
         *((model, "serialization") for model in written),
@@ -193,7 +194,8 @@ def _picture_body(properties: Json) -> Json:
 def _good(endpoint: Endpoint) -> Json:
     if isinstance(endpoint.answer, str):
         schema = {"$ref": _REFERENCE.format(model=OutcomeEvent.__name__)} if "event-stream" in endpoint.answer else {}
-        return {"description": endpoint.summary, "content": {endpoint.answer: {"schema": schema}}}
+        page = {} if endpoint.page is None else {JSON: {"schema": _reference(endpoint.page)}}
+        return {"description": endpoint.summary, "content": {endpoint.answer: {"schema": schema}, **page}}
     return {"description": endpoint.summary, "content": {JSON: {"schema": _reference(endpoint.answer)}}}
 
 

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field, Json
 
-from schemas.events import Hex64, OutcomeType, ReasonCode
+from schemas.events import Hex64, OutcomeEvent, OutcomeType, ReasonCode
 from schemas.filter import BucketName, Filter, FilterGroup, Place, checked_key, within_bounds
 from schemas.identity import ObjectId, object_id_from_hex
 from schemas.tables import RowState
@@ -259,7 +259,10 @@ def _types(value: object) -> object:
     return {part if "." in part else f"image-search.image.{part}" for part in value.split(",") if part}
 
 
-class EventParameters(_Narrowed):
+LONGEST_EVENT_WAIT_SECONDS = 60
+
+
+class EventParameters(Filtered):
     cursor: str | None = Field(
         None, max_length=8192, description="The id of the last message seen, or `earliest` for everything that is kept."
     )
@@ -267,6 +270,14 @@ class EventParameters(_Narrowed):
         frozenset(), description="Only these types, comma-separated, short (`indexed`) or in full."
     )
     follow: bool = Field(True, description="false: end the stream when everything that was there at its start was sent.")
+    wait: int | None = Field(
+        None,
+        ge=0,
+        le=LONGEST_EVENT_WAIT_SECONDS,
+        description="Answer with a page in JSON instead of a stream: at once if there is something, else when something "
+        "comes, and empty after so many seconds. `Accept: application/json` does the same and does not wait.",
+    )
+    limit: Limit | None = Field(None, description="Most events of a page in JSON; the service's default when absent.")
 
 
 # -- answers -------------------------------------------------------------------------------------------------------------
@@ -359,6 +370,16 @@ class ImagePage(BaseModel):
     next: str | None = Field(description="Cursor of the next page; null on the last.")
 
 
+class EventPage(BaseModel):
+    """In the order of the topic: events of one object in the order in which they happened."""
+
+    events: list[OutcomeEvent] = Field(
+        description="As they were published. Readers pass over fields and types they do not know."
+    )
+    cursor: str = Field(description="Ask for the next page with it, also when this one is empty.")
+    more: bool = Field(description="Whether there is more already, so that the next page will not be waited for.")
+
+
 class TopicLag(BaseModel):
     pending: int = Field(description="Events written and not yet worked on.")
     partitions: int
@@ -401,3 +422,8 @@ class Readiness(BaseModel):
 def time_of_us(microseconds: int) -> datetime:
     """Microseconds since 1970-01-01 UTC as a time, without the rounding of a float."""
     return _EPOCH + timedelta(microseconds=microseconds)
+
+
+def microseconds_of(time: datetime) -> int:
+    """The other way round."""
+    return (time - _EPOCH) // timedelta(microseconds=1)

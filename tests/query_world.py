@@ -184,8 +184,15 @@ class QueryWorld:
         return row
 
     async def publish(
-        self, key: str, generation: int = 1, kind: OutcomeType = OutcomeType.INDEXED, *, bucket: str = BUCKET
+        self,
+        key: str,
+        generation: int = 1,
+        kind: OutcomeType = OutcomeType.INDEXED,
+        *,
+        bucket: str = BUCKET,
+        **known: Any,
     ) -> OutcomeEvent:
+        """`known`: what the outcome tells of the object besides."""
         ref = ObjectRef(bucket, key)
         data = Outcome(
             bucket=bucket,
@@ -193,6 +200,7 @@ class QueryWorld:
             object_id=ref.object_id.hex(),
             generation=generation,
             cause=Cause.NOTIFICATION,
+            **known,
         )
         event = outcome_event(kind, "test", datetime(2026, 1, 1, tzinfo=UTC), data)
         await self.broker.send(OUTCOMES, [Message(ref.topic_key, event.to_json())])

@@ -1,4 +1,4 @@
-"""Outcomes as server-sent events: replay from a cursor, then live."""
+"""Outcomes: replay from a cursor, then live, as server-sent events or page by page."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ import structlog
 from aiohttp import web
 
 from infra.errors import ImageSearchError, StoreUnavailable
-from query_service.endpoint import Endpoint, parse, query_of
-from query_service.event_feed import Feed, FeedFilter, FeedMessage
+from query_service.endpoint import JSON, Endpoint, parse, query_of
+from query_service.event_feed import Feed, FeedFilter, FeedMessage, FeedPage, next_page
 from query_service.keys import FEED, KEY_RING, SETTINGS, STOPPING
 from query_service.middlewares import EVENTS_PATH
-from query_service.request import API_KEY, grant_of
+from query_service.request import API_KEY, grant_of, limit_of
 from query_service.streaming import ReaderGone, break_off, is_gone, send
 from schemas.access import Scope
-from schemas.api import ErrorCode, EventParameters
+from schemas.api import ErrorCode, EventPage, EventParameters
 
 LAST_EVENT_ID_HEADER = "Last-Event-ID"
 MEDIA_TYPE = "text/event-stream"
@@ -30,7 +30,9 @@ async def events(request: web.Request) -> web.StreamResponse:
     parameters = parse(EventParameters, query_of(request))
     # A browser that reconnects repeats its first URL: what it has seen since stands in the header.
     cursor = request.headers.get(LAST_EVENT_ID_HEADER) or parameters.cursor
-    wanted = FeedFilter(parameters.type, parameters.place, grant_of(request))
+    wanted = FeedFilter(parameters.type, parameters.narrow, grant_of(request))
+    if parameters.wait is not None or _asks_for_json(request):
+        return await _page(request, parameters, cursor, wanted)
     async with request.app[FEED].open(cursor, wanted, follow=parameters.follow) as feed:
         response = web.StreamResponse(
             headers={
@@ -49,6 +51,27 @@ async def events(request: web.Request) -> web.StreamResponse:
             log.warning("event_stream_broke_off", error=str(error))
             break_off(request)
         return response
+
+
+def _asks_for_json(request: web.Request) -> bool:
+    kinds = {part.partition(";")[0].strip().lower() for part in request.headers.get("Accept", "").split(",")}
+    return JSON in kinds and MEDIA_TYPE not in kinds
+
+
+async def _page(request: web.Request, parameters: EventParameters, cursor: str | None, wanted: FeedFilter) -> web.Response:
+    stopping: asyncio.Event = request.app[STOPPING]
+    limit = limit_of(request, parameters.limit)
+    async with request.app[FEED].open(cursor, wanted) as feed:
+        page = await next_page(
+            feed, limit=limit, wait_seconds=parameters.wait or 0, is_over=lambda: stopping.is_set() or is_gone(request)
+        )
+    return web.Response(body=_written(page), content_type=JSON, charset="utf-8", headers={"Cache-Control": "no-store"})
+
+
+def _written(page: FeedPage) -> bytes:
+    """Each event byte by byte as it was published, as in the stream."""
+    events = b",".join(message.event for message in page.messages)
+    return b'{"events":[%b],"cursor":"%b","more":%b}' % (events, page.cursor.encode(), b"true" if page.more else b"false")
 
 
 async def _stream(request: web.Request, response: web.StreamResponse, feed: Feed) -> None:
@@ -108,13 +131,15 @@ ENDPOINTS = (
         "GET",
         EVENTS_PATH,
         events,
-        "What became of objects, as server-sent events: CloudEvents, each with a cursor for its id",
+        "What became of objects: CloudEvents as server-sent events, each with a cursor for its id, or a page of them",
         MEDIA_TYPE,
+        page=EventPage,
         scope=Scope.READ,
         parameters=EventParameters,
         headers={LAST_EVENT_ID_HEADER: "The id of the last message seen; goes before `cursor`."},
         errors=(
             ErrorCode.INVALID_CURSOR,
+            ErrorCode.INVALID_FILTER,
             ErrorCode.CURSOR_EXPIRED,
             ErrorCode.TOO_MANY_READERS,
             ErrorCode.STORE_UNAVAILABLE,

@@ -15,7 +15,7 @@ from query_service.errors import RequestRefused
 from query_service.event_feed import EventFeed, FeedFilter, FeedMessage, start_positions
 from schemas.api import ErrorCode
 from schemas.events import OutcomeEvent, OutcomeType
-from schemas.filter import Place
+from schemas.filter import Filter
 from schemas.topics import OUTCOMES
 from tests.query_world import QueryWorld
 
@@ -93,8 +93,8 @@ async def test_filters(world: QueryWorld) -> None:
     failed = await world.publish("a/2.jpg", kind=OutcomeType.FAILED)
     other = await world.publish("b/1.jpg", bucket="other")
     assert ids(await replay(world, "earliest", FeedFilter(frozenset({OutcomeType.FAILED})))) == [failed.id]
-    assert ids(await replay(world, "earliest", FeedFilter(place=Place("other")))) == [other.id]
-    assert ids(await replay(world, "earliest", FeedFilter(frozenset({OutcomeType.FAILED}), Place(None, "a/2")))) == [failed.id]
+    assert ids(await replay(world, "earliest", FeedFilter(narrow=Filter("other")))) == [other.id]
+    assert ids(await replay(world, "earliest", FeedFilter(frozenset({OutcomeType.FAILED}), Filter(None, "a/2")))) == [failed.id]
 
 
 async def test_events_newer_than_this_version_pass_and_rubbish_does_not(world: QueryWorld) -> None:

@@ -92,6 +92,8 @@ async def test_a_key_with_places_sees_nothing_else(world: QueryWorld, client: Cl
     events = await (await client.get("/v1/events?cursor=earliest&follow=false", headers=headers)).text()
     assert "mine/a.jpg" in events
     assert "theirs" not in events and "other" not in events
+    paged = await (await client.get("/v1/events?cursor=earliest&wait=0", headers=headers)).json()
+    assert [event["data"]["key"] for event in paged["events"]] == ["mine/a.jpg"]
     status = await (await client.get("/v1/status", headers=headers)).json()
     assert (status["images"]["indexed"], status["buckets"]) == (1, ["images"])
 
