@@ -18,7 +18,7 @@ from infra.metadata_store.narrowing import in_group
 from infra.vector_store.expression import between, literal, narrowed, next_prefix, one_of, stored_text
 from query_service.endpoint import parse
 from query_service.errors import RequestRefused
-from schemas.api import FILTER_EXAMPLES, ErrorCode, EventParameters, ListParameters, SearchParameters, SimilarParameters
+from schemas.api import FILTER_EXAMPLES, ErrorCode, ImageParameters, ListParameters, SearchParameters, SimilarParameters
 from schemas.filter import Filter, FilterGroup, Place
 from schemas.identity import ObjectId, ObjectRef, content_hash_of
 from schemas.tables import RowState
@@ -228,7 +228,7 @@ def test_a_wrong_filter_beside_another_wrong_parameter_is_an_invalid_request() -
 
 def test_a_route_without_filters_does_not_know_the_parameter() -> None:
     with pytest.raises(RequestRefused) as refused:
-        parse(EventParameters, {"filter": json.dumps(FILTER_EXAMPLES[0])})
+        parse(ImageParameters, {"filter": json.dumps(FILTER_EXAMPLES[0])})
     assert refused.value.code is ErrorCode.INVALID_REQUEST
 
 
