@@ -40,9 +40,8 @@ class EmbeddingNetwork(torch.nn.Module):
         self.register_buffer("_matrix", None if fitted is None else torch.from_numpy(fitted.matrix))
         self.register_buffer("_offset", None if fitted is None else torch.from_numpy(-fitted.matrix @ fitted.mean))
 
-    @property
-    def features(self) -> torch.nn.Module:
-        """What is trained, and what is nearly all of the work."""
+    def trained_part(self) -> torch.nn.Module:
+        """What is trained, and what is nearly all of the work. No property: torch reads those of what it traces."""
         assert isinstance(self._body, _Pooled), "a network that pools by itself cannot be taken apart"
         return self._body.features
 
@@ -209,7 +208,7 @@ def load_network(description: ModelDescription, weights: Path, projection: Path 
 
 def named_features(network: EmbeddingNetwork, description: ModelDescription) -> dict[str, torch.Tensor]:
     """The weights that training changes, by the names that a file of weights has them under."""
-    state = network.features.state_dict()
+    state = network.trained_part().state_dict()
     if description.network == "efficientnet_lite0":
         return {name.removeprefix("_network."): values for name, values in state.items()}
     # The parts of a sequence are numbered; torchvision names them.

@@ -95,12 +95,12 @@ class Trainer:
     async def state(self) -> dict[str, Any]:
         """What `restore` takes: tensors and plain values, to be written before the next step changes them."""
         return await self._run(
-            lambda: {"features": self._network.features.state_dict(), "optimizer": self._optimizer.state_dict()}
+            lambda: {"features": self._network.trained_part().state_dict(), "optimizer": self._optimizer.state_dict()}
         )
 
     async def restore(self, state: dict[str, Any]) -> None:
         def restore() -> None:
-            self._network.features.load_state_dict(state["features"])
+            self._network.trained_part().load_state_dict(state["features"])
             self._optimizer.load_state_dict(state["optimizer"])
 
         await self._run(restore)
@@ -127,7 +127,7 @@ class Trainer:
         if self._on.precision == "bf16":
             network.autocast_features(self._on.device)
         if self._on.device == "cuda":
-            network.features.to(memory_format=torch.channels_last)
+            network.trained_part().to(memory_format=torch.channels_last)
         trained = [values for values in network.parameters() if values.requires_grad]
         self._optimizer = torch.optim.AdamW(trained, lr=0.0)
         self._trained = trained
