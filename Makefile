@@ -18,7 +18,7 @@ INSTALL_PROJECT := $(PIP) install --quiet --no-deps --no-build-isolation --edita
 RUNTIME := $(VENV)/installed-runtime
 DEVELOPMENT := $(VENV)/installed-development
 
-.PHONY: help run demo test test-faults-long chromium full-servers faketime unit check bench soak lock install clean
+.PHONY: help run demo test test-faults-long chromium full-servers faketime unit check bench bench-gpu soak lock install clean
 .DEFAULT_GOAL := help
 
 help:  ## List these commands
@@ -66,6 +66,9 @@ check: $(DEVELOPMENT)  ## Lint, format, types (strict), import rules
 
 bench: full-servers  ## Measure against the goals (ONLY=decode,model, QUICK=1); writes build/bench.json, .md and .png
 	$(BIN)/python -m tests.benchmarks --only "$(ONLY)" $(if $(QUICK),--quick)
+
+bench-gpu: $(DEVELOPMENT)  ## Measure an NVIDIA GPU: pictures a second by precision and batch, and with decoding; prints its own table
+	$(BIN)/python -m tests.benchmarks --gpu $(if $(QUICK),--quick)
 
 soak: full-servers  ## Constant load and a kill every minute (MINUTES=30 PROFILE=embedded); writes build/soak.json
 	MINUTES=$(or $(MINUTES),30) PROFILE=$(PROFILE) $(BIN)/python -m tests.soak

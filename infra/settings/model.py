@@ -15,6 +15,11 @@ class ModelSettings(ServiceSettings):
 
     model: str = Field("efficientnet_lite0", description="Name in the model catalog. Chosen once, when the collection is made.")
     model_backend: Literal["openvino", "torch"] = Field("openvino", description="Runtime of the model.")
+    model_device: Literal["auto", "cpu", "cuda"] = Field(
+        "auto",
+        description="Where torch runs the model: on the processor, or on an NVIDIA GPU. auto: on the GPU if torch finds one. "
+        "OpenVINO uses the processor.",
+    )
     model_precision: Literal["auto", "fp32", "bf16", "int8"] = Field(
         "fp32",
         description="Precision of the model. Part of its fingerprint. bf16 and int8 need a processor that has it. auto: the "

@@ -16,7 +16,7 @@ from processors.embedding.catalog import ModelDescription, fingerprint
 from processors.embedding.choice import chosen, precision_asked
 from processors.embedding.embedder import Embedder
 from processors.embedding.golden_check import check_golden
-from processors.embedding.host import check_precision
+from processors.embedding.host import check_host, uses_gpu
 from processors.embedding.model_cache import ensure_converted
 from processors.embedding.weights import WeightFolders, obtain, obtain_projection
 from schemas.identity import ModelFingerprint
@@ -41,7 +41,7 @@ async def prepare_model(settings: ProcessorSettings | QuerySettings, say: Callab
     description, precision = chosen(settings), precision_asked(settings)
     label = fingerprint(description, precision)
     # Before a collection is made that this host could not serve.
-    check_precision(precision)
+    check_host(settings, precision)
     return PreparedModel(description, label, await _model_file(description, settings, say))
 
 
@@ -54,13 +54,17 @@ async def open_embedder(
     """
     precision = precision_asked(settings)
     # Before a model is converted that could not run here.
-    check_precision(precision)
+    check_host(settings, precision)
     path = await _model_file(description, settings, say)
     # Imported here, because each brings its runtime along: a serving process must not load torch.
     if settings.model_backend == "torch":
+        projection = await asyncio.to_thread(obtain_projection, description, WeightFolders.from_settings(settings), say)
+        if uses_gpu(settings):
+            from processors.embedding.cuda_backend import CudaEmbedder  # noqa: PLC0415
+
+            return await CudaEmbedder(description, precision, path, settings.model_threads, projection).start()
         from processors.embedding.torch_backend import TorchEmbedder  # noqa: PLC0415
 
-        projection = await asyncio.to_thread(obtain_projection, description, WeightFolders.from_settings(settings), say)
         return await TorchEmbedder(description, precision, path, settings.model_threads, projection).start()
     from processors.embedding.openvino_backend import OpenVinoEmbedder  # noqa: PLC0415
 

@@ -16,10 +16,13 @@ from processors.embedding import check_golden, open_embedder
 from processors.embedding.calibration import gather
 from processors.embedding.catalog import AUTO, ModelDescription, Precision
 from processors.embedding.choice import chosen
-from processors.embedding.host import check_precision
+from processors.embedding.host import check_host, uses_gpu
 from processors.embedding.model_thread import PICTURES_AT_ONCE
 
 MEASURE_SECONDS: Final = 1.5
+PICTURES_ON_A_GPU: Final = 64
+"""Handed to a GPU at once, as a full batch of a worker: with few it waits for the next order, in any precision."""
+
 WORTH_IT: Final = 1.1
 """What is less exact must be this many times as fast: two measurements of one model differ by some percent."""
 
@@ -57,7 +60,7 @@ async def decided(settings: ProcessorSettings, buckets: Sequence[str], say: Call
     TransientError when the store does not answer.
     """
     if settings.model_precision == "int8":
-        check_precision("int8")
+        check_host(settings, "int8")
         return await _calibrated(settings, buckets, say)
     if settings.model_precision != AUTO:
         return settings
@@ -66,7 +69,7 @@ async def decided(settings: ProcessorSettings, buckets: Sequence[str], say: Call
     measured = []
     for precision in description.precisions:
         try:
-            check_precision(precision)
+            check_host(settings, precision)
             ready[precision] = await _ready(settings, precision, buckets, say)
             measured.append(await _measure(ready[precision], precision, say))
         except ConfigurationError as error:
@@ -104,7 +107,7 @@ async def _measure(settings: ProcessorSettings, precision: Precision, say: Calla
     embedder = await open_embedder(description, settings, say)
     try:
         cosine = await check_golden(embedder, description)
-        pixels = _noise(description)
+        pixels = _noise(description, PICTURES_ON_A_GPU if uses_gpu(settings) else PICTURES_AT_ONCE)
         rates: list[float] = []
         end = time.perf_counter() + MEASURE_SECONDS
         while not rates or time.perf_counter() < end:
@@ -117,8 +120,8 @@ async def _measure(settings: ProcessorSettings, precision: Precision, say: Calla
     return Measured(precision, max(rates), cosine)
 
 
-def _noise(description: ModelDescription) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
-    return np.random.default_rng(0).integers(0, 256, (PICTURES_AT_ONCE, *description.input_size, 3), dtype=np.uint8)
+def _noise(description: ModelDescription, count: int) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
+    return np.random.default_rng(0).integers(0, 256, (count, *description.input_size, 3), dtype=np.uint8)
 
 
 def _table(measured: Sequence[Measured], best: Measured, backend: str) -> list[str]:

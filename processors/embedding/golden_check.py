@@ -43,6 +43,12 @@ def golden_vectors(description: ModelDescription) -> GoldenVectors | None:
     return GoldenVectors.model_validate_json(file.read_bytes()) if file.is_file() else None
 
 
+def golden_of(description: ModelDescription, reference: Vectors) -> GoldenVectors:
+    """For a model without shipped ones: `reference` is what torch in fp32 on this host's processor made of golden_pixels."""
+    vectors = dict(zip(GOLDEN_PICTURES, reference.tolist(), strict=True))
+    return GoldenVectors(fingerprint=fingerprint(description, "fp32"), vectors=vectors)
+
+
 def golden_picture(name: str) -> bytes:
     return _FOLDER.joinpath(name).read_bytes()
 
@@ -77,8 +83,8 @@ def held_to(golden: GoldenVectors, vectors: Vectors, name: str, precision: Preci
     if not least >= needed:
         raise ConfigurationError(
             f"this host computes other vectors for {name} in {precision} than the reference did (cosine {least:.6f}, at least "
-            f"{needed} is needed), so its searches would not fit what is indexed. Try IMAGE_SEARCH_MODEL_BACKEND=torch, and "
-            "remove the folder of converted models in the cache to have them made again."
+            f"{needed} is needed), so its searches would not fit what is indexed. Try IMAGE_SEARCH_MODEL_BACKEND=torch with "
+            "IMAGE_SEARCH_MODEL_DEVICE=cpu, and remove the folder of converted models in the cache to have them made again."
             + (" Or IMAGE_SEARCH_MODEL_PRECISION=fp32, for a new collection." if precision != "fp32" else "")
         )
     return least

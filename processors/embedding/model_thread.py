@@ -72,8 +72,12 @@ class ModelThread(ABC):
     def _infer(self, part: Pixels) -> Vectors:
         """Unit vectors of 1 to PICTURES_AT_ONCE pictures. On the model's thread."""
 
-    def _load_and_warm(self) -> None:
+    def _check_host(self) -> None:
+        """Raises ConfigurationError where the model would run in another precision than it is asked to."""
         check_precision(self._precision)
+
+    def _load_and_warm(self) -> None:
+        self._check_host()
         self._load()
         for count in self.warm_up_sizes:
             self._infer(np.zeros((count, *self.input_size, 3), dtype=np.uint8))

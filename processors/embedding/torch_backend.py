@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from processors.embedding.catalog import ModelDescription, Precision, fingerprint
+from processors.embedding.catalog import ModelDescription, Precision
 from processors.embedding.embedder import Pixels, Vectors
-from processors.embedding.golden_check import GOLDEN_PICTURES, GoldenVectors, golden_pixels, held_to
+from processors.embedding.golden_check import golden_of, golden_pixels, held_to
 from processors.embedding.model_thread import ModelThread
 from processors.embedding.network import frozen_bf16, load_network
 
@@ -37,10 +37,7 @@ class TorchEmbedder(ModelThread):
         if self._precision == "bf16":
             reference = self._infer(golden_pixels(self._description))
             self._network = frozen_bf16(network, self._description.input_size)
-            golden = GoldenVectors(
-                fingerprint=fingerprint(self._description, "fp32"),
-                vectors=dict(zip(GOLDEN_PICTURES, reference.tolist(), strict=True)),
-            )
+            golden = golden_of(self._description, reference)
             held_to(golden, self._infer(golden_pixels(self._description)), self._description.name, self._precision)
 
     def _infer(self, part: Pixels) -> Vectors:

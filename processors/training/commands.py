@@ -200,7 +200,7 @@ def _models_under_test(names: tuple[str, ...], context: click.Context) -> list[M
     from processors.embedding.catalog import OWN_MODEL, find, fingerprint
     from processors.embedding.choice import chosen, precision_asked
     from processors.embedding.fastest import decided
-    from processors.embedding.host import check_precision
+    from processors.embedding.host import check_host
     from processors.training.extraction import ModelUnderTest
 
     state_dir = context.find_object(Path) or DEFAULT_STATE_DIR
@@ -221,7 +221,7 @@ def _models_under_test(names: tuple[str, ...], context: click.Context) -> list[M
         description = chosen(settings)
         # Before other models are loaded: does it come in that precision, and can this host run it?
         fingerprint(description, precision_asked(settings))
-        check_precision(precision_asked(settings))
+        check_host(settings, precision_asked(settings))
         models.append(ModelUnderTest(label, description, settings))
     return models
 
@@ -292,7 +292,7 @@ def fit_projection(
 
     from infra.settings import DEFAULT_STATE_DIR, ProcessorSettings, load
     from processors.embedding.choice import chosen, precision_asked
-    from processors.embedding.host import check_precision
+    from processors.embedding.host import check_host
     from processors.embedding.projection_file import write_projection
     from processors.embedding.weights import file_digest
     from processors.training.fit_projection import Fit, fit
@@ -301,7 +301,7 @@ def fit_projection(
     if settings.model_precision != "bf16":
         # What `auto` finds is not known yet, and int8 is calibrated on what the projection will give.
         settings = settings.model_copy(update={"model_precision": "fp32", "calibration_sha256": ""})
-    check_precision(precision_asked(settings))
+    check_host(settings, precision_asked(settings))
     asked = Fit(source=_pictures_of(source), dimension=dimension, whitening=whitening, shrinkage=shrinkage, every=every)
     if not output.parent.is_dir():
         raise ConfigurationError(f"--output: there is no folder {output.parent}")

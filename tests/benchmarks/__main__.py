@@ -1,6 +1,7 @@
 """`make bench`: all arms of each measure in one run on one machine, raw rounds kept. Never part of the tests.
 
 python -m tests.benchmarks [--only NAME,NAME] [--quick] [--rows N]
+python -m tests.benchmarks --gpu [--quick]
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import Final
 
 from rich.console import Console
 
-from tests.benchmarks import decoding, index, instead, models, pipeline, services
+from tests.benchmarks import decoding, gpu, index, instead, models, pipeline, services
 from tests.benchmarks.parts import Part, Run
 from tests.benchmarks.report import Result, publish
 
@@ -56,8 +57,12 @@ def main() -> None:
     parser.add_argument("--only", default="", help=f"parts to run, of {', '.join(part.name for part in PARTS)}")
     parser.add_argument("--quick", action="store_true", help="fewer rounds: whether it works, not how fast it is")
     parser.add_argument("--rows", type=int, default=0, help=f"vectors of the index part (default {index.ROWS:,})")
+    parser.add_argument("--gpu", action="store_true", help="nothing but an NVIDIA GPU, with a table of its own")
     arguments = parser.parse_args()
     run = Run(Console(), arguments.quick, arguments.rows)
+    if arguments.gpu:
+        gpu.measure(run)
+        return
     load = os.getloadavg()[0]
     results, failed = measured(asked(arguments.only), run)
     publish(results, run.cpu_seconds, run.console, failed=failed, quick=run.quick, load=load)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
-from tests.benchmarks.__main__ import PARTS, asked, measured
+from tests.benchmarks import gpu
+from tests.benchmarks.__main__ import PARTS, asked, main, measured
 from tests.benchmarks.chart import of_goal
 from tests.benchmarks.measures import Backlog
 from tests.benchmarks.parts import Part, Run
@@ -83,3 +85,21 @@ def test_parts_are_asked_for_by_name() -> None:
 
 def test_a_percentile_is_a_value_that_was_measured() -> None:
     assert percentile([3, 1, 2], 0.5) == 2 and percentile([1, 2], 0.99) == 2
+
+
+def test_the_gpu_table_has_a_row_for_each_batch_and_holds_the_whole_against_its_slower_half() -> None:
+    console = Console(record=True, width=160, quiet=False, file=io.StringIO())
+    console.print(gpu.batch_table([gpu.BatchRates("bf16", 64, [900, 1000, 1100], [800], [700])], "a card"))
+    console.print(gpu.fed_table([gpu.FedRates("bf16", [500, 500], [2000, 2000], [400, 450])], "decoding"))
+    text = console.export_text()
+    assert "a card" in text and "1,000 (900 to 1,100)" in text and "64" in text
+    assert "0.85" in text
+
+
+def test_without_a_gpu_the_table_says_so_and_is_no_failure(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr("sys.argv", ["benchmarks", "--gpu"])
+    main()
+    assert "no NVIDIA GPU" in " ".join(capsys.readouterr().out.split())
